@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/demo
+
+.PHONY: demo test lint types unit wheel install clean
+
+demo: install
+	$(BIN)/glioma-nas demo --out $(DEMO)
+
+install: $(VENV)/.installed
+
+# The stamp depends on what decides the environment, so `make` reinstalls only when one of those changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip check
+	touch $@
+
+test: lint types unit wheel
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The component folders are sub-packages by packaging, not by position, so the type checker gets a tree of links.
+types: install
+	rm -rf build/typing && mkdir -p build/typing/glioma_nas
+	for entry in glioma_nas/*; do ln -s ../../../$$entry build/typing/glioma_nas/; done
+	for folder in search_spaces strategies evaluators plugins; do ln -s ../../../$$folder build/typing/glioma_nas/; done
+	MYPYPATH=build/typing $(BIN)/mypy -p glioma_nas
+
+unit: install
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# The built wheel is tested from an empty folder, where nothing of the checkout can stand in for a missing module.
+wheel: install
+	rm -rf build/wheel && $(BIN)/python -m build --wheel --outdir build/wheel . > /dev/null
+	$(BIN)/python tests/check_wheel.py build/wheel
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""What scores a network: the segmentation evaluator, and latency on each engine."""

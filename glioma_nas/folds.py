@@ -1,0 +1,254 @@
+"""Patient-level cross-validation folds: drawn once, written once, only read afterwards.
+
+Slices and scans of one patient always stand on one side. The same scan filed under two patients is found by the hash of
+its voxels, because a copy on both sides of a split flatters every figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from glioma_nas.cohort import Labelled
+from glioma_nas.errors import CohortError, LabelError, LeakageError, StorageError, did_you_mean
+from glioma_nas.files import canonical_json, read_json, sha256_text, write_json
+from glioma_nas.seeding import numpy_generator
+
+_MAX_CATEGORIES = 3
+
+
+class Member(Labelled, Protocol):
+    """What drawing folds needs of a case."""
+
+    @property
+    def patient_id(self) -> str: ...  # noqa: D102 - see cohort.Case
+
+
+class HashedMember(Member, Protocol):
+    """What checking folds needs of a case: also sequence → hash of its voxels."""
+
+    @property
+    def voxel_hashes(self) -> Mapping[str, str]: ...  # noqa: D102 - see prepared.PreparedCase
+
+
+class HashedCohort(Protocol):
+    """What `check_folds` reads: cases by id, such as `glioma_nas.prepared.PreparedCohort`."""
+
+    @property
+    def cases(self) -> Mapping[str, HashedMember]: ...  # noqa: D102 - see prepared.PreparedCohort
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Which cases are trained on and which are held out, fold by fold.
+
+    Attributes:
+        seed: Seed they were drawn with.
+        pairs: For each fold the case ids of (train, test), each in the cohort's order.
+    """
+
+    seed: int
+    pairs: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+
+    @property
+    def n(self) -> int:
+        """Number of folds."""
+        return len(self.pairs)
+
+    @property
+    def hash(self) -> str:
+        """Hash of seed and assignment; 64 hexadecimal digits."""
+        return sha256_text(canonical_json(self._content()))
+
+    def train(self, fold: int) -> tuple[str, ...]:
+        """Return the case ids trained on in ``fold`` (from 0)."""
+        return self.pairs[fold][0]
+
+    def test(self, fold: int) -> tuple[str, ...]:
+        """Return the case ids held out in ``fold`` (from 0)."""
+        return self.pairs[fold][1]
+
+    def fold_of(self, case_id: str) -> int:
+        """Return the fold that holds ``case_id`` out.
+
+        Raises:
+            CohortError: No fold does.
+        """
+        for fold in range(self.n):
+            if case_id in self.test(fold):
+                return fold
+        raise CohortError(f"case {case_id} is in none of the {self.n} folds; run the preprocess stage again")
+
+    def write(self, path: Path) -> None:
+        """Write the folds as JSON."""
+        write_json(path, {"hash": self.hash, **self._content()})
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "n_folds": self.n,
+            "folds": [{"train": list(train), "test": list(test)} for train, test in self.pairs],
+        }
+
+
+def load_folds(path: Path) -> Folds:
+    """Read folds and make sure that nobody changed them since they were drawn.
+
+    Raises:
+        StorageError: The file is missing, not of this form, or its content does not match its hash.
+    """
+    data = read_json(path)
+    remedy = "delete the run's preprocess folder and run that stage again"
+    try:
+        pairs = tuple((tuple(map(str, fold["train"])), tuple(map(str, fold["test"]))) for fold in data["folds"])
+        folds = Folds(int(data["seed"]), pairs)
+        written = data["hash"]
+    except (KeyError, TypeError, ValueError) as err:
+        raise StorageError(f"{path}: not a folds file ({type(err).__name__}: {err}); {remedy}") from err
+    if folds.hash != written:
+        raise StorageError(f"{path}: was changed after the folds were drawn (its hash does not match); {remedy}")
+    return folds
+
+
+def make_folds(
+    cases: Sequence[Member], *, n_folds: int, seed: int, stratify_by: Sequence[str] = (), columns: Collection[str] = ()
+) -> Folds:
+    """Draw folds by patient, keeping the values of some columns balanced over them where known.
+
+    Patients with the rarest value are dealt first, each to the fold that holds the smallest share of that value, then
+    to the smallest fold (Sechidis et al. 2011, https://doi.org/10.1007/978-3-642-23808-6_10, with patients as units).
+    Columns of numbers count by tertile.
+
+    Args:
+        cases: All cases, in the cohort's order.
+        n_folds: At least 2.
+        seed: The run's seed.
+        stratify_by: Label columns.
+        columns: Label columns the sheet has, known for a case or not; by default those any case knows.
+
+    Raises:
+        CohortError: Fewer patients than folds.
+        LabelError: A column of ``stratify_by`` is not in the sheet.
+    """
+    patients = list(dict.fromkeys(case.patient_id for case in cases))
+    if len(patients) < n_folds:
+        raise CohortError(
+            f"{len(patients)} patients cannot be split into {n_folds} folds; "
+            f"set folds.n_folds to at most {len(patients)} or add patients"
+        )
+    tags = _patient_tags(cases, stratify_by, columns)
+    frequency = Counter(tag for patient in patients for tag in tags[patient])
+    generator = numpy_generator(seed, "folds")
+    shuffled = [patients[int(index)] for index in generator.permutation(len(patients))]
+    rarest_first = sorted(
+        shuffled, key=lambda patient: min((frequency[tag] for tag in tags[patient]), default=len(patients) + 1)
+    )
+    capacity = math.ceil(len(patients) / n_folds)
+    held: dict[str, int] = {}
+    count: list[Counter[tuple[str, str]]] = [Counter() for _ in range(n_folds)]
+    size = [0] * n_folds
+    for patient in rarest_first:
+        rank = generator.permutation(n_folds)
+        fold = min(
+            (fold for fold in range(n_folds) if size[fold] < capacity),
+            key=lambda fold: (
+                sum(count[fold][tag] / frequency[tag] for tag in tags[patient]),
+                size[fold],
+                int(rank[fold]),
+            ),
+        )
+        held[patient] = fold
+        size[fold] += 1
+        count[fold].update(tags[patient])
+    pairs = tuple(
+        (
+            tuple(case.case_id for case in cases if held[case.patient_id] != fold),
+            tuple(case.case_id for case in cases if held[case.patient_id] == fold),
+        )
+        for fold in range(n_folds)
+    )
+    return Folds(seed, pairs)
+
+
+def check_folds(folds: Folds, cohort: HashedCohort) -> None:
+    """Make sure that nothing stands on both sides and that every case is held out exactly once.
+
+    Raises:
+        LeakageError: A case, another case of the same patient, or a scan with identical voxels is trained on and held
+            out in one fold.
+        CohortError: A case is unknown or is not held out exactly once.
+    """
+    held = Counter(case_id for fold in range(folds.n) for case_id in folds.test(fold))
+    for case_id in {*held, *(case_id for fold in range(folds.n) for case_id in folds.train(fold))} - set(cohort.cases):
+        raise CohortError(f"folds name case {case_id}, which was not prepared; run the preprocess stage again")
+    for case_id in cohort.cases:
+        if held[case_id] != 1:
+            raise CohortError(
+                f"case {case_id} is held out by {held[case_id]} folds instead of one; run the preprocess stage again"
+            )
+    for fold in range(folds.n):
+        _check_sides(
+            fold, [cohort.cases[name] for name in folds.train(fold)], [cohort.cases[name] for name in folds.test(fold)]
+        )
+
+
+def _check_sides(fold: int, train: Iterable[HashedMember], test: Iterable[HashedMember]) -> None:
+    patients: dict[str, str] = {}
+    volumes: dict[str, tuple[str, str]] = {}
+    for case in train:
+        patients.setdefault(case.patient_id, case.case_id)
+        for sequence, digest in case.voxel_hashes.items():
+            volumes.setdefault(digest, (case.case_id, sequence))
+    for case in test:
+        if case.patient_id in patients:
+            raise LeakageError(
+                f"fold {fold}: cases {patients[case.patient_id]} (train) and {case.case_id} (test) are of the "
+                "same patient; draw the folds again with the preprocess stage"
+            )
+        for sequence, digest in case.voxel_hashes.items():
+            if digest in volumes:
+                twin, twin_sequence = volumes[digest]
+                raise LeakageError(
+                    f"fold {fold}: {twin_sequence} of case {twin} (train) and {sequence} of case {case.case_id} (test) "
+                    "hold identical voxels under two patients; give both one patient_id in the sheet, or drop one"
+                )
+
+
+def _patient_tags(
+    cases: Sequence[Member], stratify_by: Sequence[str], columns: Collection[str]
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    known_columns = {*columns, *(name for case in cases for name in case.labels)}
+    tags: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for column in stratify_by:
+        if column not in known_columns:
+            raise LabelError(
+                f"folds.stratify_by names column '{column}', which the sheet does not have; "
+                f"{did_you_mean(column, known_columns)}"
+            )
+        values: dict[str, str] = {}
+        for case in cases:
+            if column in case.labels:
+                values.setdefault(case.patient_id, case.labels[column])
+        for patient, category in _categories(values).items():
+            tags[patient].append((column, category))
+    return {case.patient_id: tuple(tags[case.patient_id]) for case in cases}
+
+
+def _categories(values: Mapping[str, str]) -> dict[str, str]:
+    try:
+        numbers = {patient: float(value) for patient, value in values.items()}
+    except ValueError:
+        return dict(values)
+    if len(set(numbers.values())) <= _MAX_CATEGORIES or not all(map(math.isfinite, numbers.values())):
+        return dict(values)
+    borders = np.quantile(list(numbers.values()), [1 / 3, 2 / 3])
+    return {
+        patient: f"tertile {int(np.searchsorted(borders, number, side='left')) + 1}"
+        for patient, number in numbers.items()
+    }

@@ -1,0 +1,100 @@
+"""Measure every operator a search space can hold and keep the times in a table that survives an interruption."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from glioma_nas import registry
+from glioma_nas.costs import OperatorSpec
+from glioma_nas.errors import BackendError, did_you_mean
+from glioma_nas.latency_backend import LatencyBackend
+from glioma_nas.latency_records import LatencyTable
+from glioma_nas.progress import Progress, Silent
+
+_logger = logging.getLogger(__name__)
+
+SAVE_EVERY = 20
+
+
+def build_table(
+    specs: Iterable[OperatorSpec],
+    backend: LatencyBackend,
+    *,
+    path: Path,
+    warmup_runs: int,
+    runs: int,
+    threads: int,
+    space: Any = None,  # an NNI model space; NNI's classes are untyped
+    progress: Progress | None = None,
+) -> LatencyTable:
+    """Measure each of ``specs`` at batch size 1 and write the table to ``path``.
+
+    Entries that ``path`` already holds are kept, so an interrupted call continues where it stopped and a second search
+    space adds only what is new.
+
+    Args:
+        specs: What to measure; duplicates are measured once.
+        backend: The engine.
+        path: JSON file; written every few entries and at the end, also when the call is interrupted.
+        warmup_runs: Untimed calls of each operator.
+        runs: Timed calls of each operator.
+        threads: Threads inside one operator.
+        space: Search space to ask for components that are no registered operators (stems, heads).
+        progress: Where to report.
+
+    Raises:
+        BackendError: The file holds times of another device or engine, or an operator cannot be built or run.
+    """
+    environment = backend.environment(threads=threads)
+    table = LatencyTable(environment)
+    if path.exists():
+        table = LatencyTable.load(path)
+        table.require_same_environment(environment)
+    missing = [spec for spec in sorted(set(specs)) if spec not in table]
+    unsaved = 0
+    try:
+        with (progress or Silent()).task("measuring operators", len(missing)) as task:
+            for spec in missing:
+                module, shapes = build_operator(spec, space)
+                record = backend.measure(module, shapes, warmup_runs=warmup_runs, runs=runs, threads=threads)
+                _logger.debug("%s: %.3f ms", spec.key(), record.median_ms)
+                table.add(spec, record)
+                unsaved += 1
+                if unsaved == SAVE_EVERY:
+                    table.save(path)
+                    unsaved = 0
+                task.advance(latency_ms=record.median_ms)
+    finally:
+        if unsaved or not path.exists():
+            table.save(path)
+    table.source = str(path)
+    return table
+
+
+def build_operator(spec: OperatorSpec, space: Any = None) -> tuple[nn.Module, list[tuple[int, ...]]]:
+    """Make the module that ``spec`` describes, as it stands in a derived network, and the shapes of its inputs.
+
+    A registered operator is built from its class. Anything else is asked of ``space.build_component(spec)``, whose
+    answer may hold several inputs: their shapes then come from ``space.component_input_shapes(spec)``.
+
+    Raises:
+        BackendError: Neither knows the operator.
+    """
+    shapes = [(1, spec.in_channels, spec.height, spec.width)]
+    if spec.operator in registry.operators.names():
+        return registry.operators.get(spec.operator)(spec.in_channels, spec.out_channels, spec.stride).eval(), shapes
+    component = space.build_component(spec) if hasattr(space, "build_component") else None
+    if component is None:
+        raise BackendError(
+            f"operator '{spec.operator}' of {spec.key()} is neither registered nor built by the search space: "
+            f"{did_you_mean(spec.operator, registry.operators.names())}"
+        )
+    if hasattr(space, "component_input_shapes"):
+        shapes = [tuple(shape) for shape in space.component_input_shapes(spec)]
+    module: nn.Module = component.eval()
+    return module, shapes

@@ -1,0 +1,127 @@
+"""Segmentation and distillation losses over one or several logit maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glioma_nas.errors import ConfigError, did_you_mean
+
+Outputs = Tensor | Mapping[str, Tensor]
+"""Logits (N, K, H, W), or several such maps by name; names that start with ``scale_`` are auxiliary."""
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+FOCAL_GAMMA = 2.0
+OHEM_FRACTION = 0.25
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float = FOCAL_GAMMA) -> Tensor:
+    """Return the multi-class focal loss mean((1 - p)^γ · CE).
+
+    Args:
+        logits: (N, K, H, W), float.
+        target: (N, H, W), int64, class indices.
+        gamma: Focusing exponent γ ≥ 0; 0 gives the cross-entropy.
+
+    Reference:
+        Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, eq. 5.
+    """
+    cross_entropy = F.cross_entropy(logits, target, reduction="none")
+    # p is the probability of the true class, so it follows from the cross-entropy -log p.
+    return ((1 - torch.exp(-cross_entropy)).pow(gamma) * cross_entropy).mean()
+
+
+def ohem_loss(logits: Tensor, target: Tensor, fraction: float = OHEM_FRACTION) -> Tensor:
+    """Return the mean cross-entropy over the hardest ``fraction`` of the pixels.
+
+    Args:
+        logits: (N, K, H, W), float.
+        target: (N, H, W), int64.
+        fraction: Share of pixels kept, in (0, 1].
+
+    Reference:
+        Shrivastava et al., Training Region-based Object Detectors with Online Hard Example Mining, CVPR 2016.
+    """
+    cross_entropy = F.cross_entropy(logits, target, reduction="none").flatten()
+    kept = max(1, round(fraction * cross_entropy.numel()))
+    return cross_entropy.topk(kept).values.mean()
+
+
+def dice_ce_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return cross-entropy plus soft Dice loss of the foreground classes over the whole batch.
+
+    Dice is taken over the batch, not per slice, because many slices hold no tumour and would count as all wrong.
+
+    Args:
+        logits: (N, K, H, W), float.
+        target: (N, H, W), int64.
+
+    Reference:
+        Isensee et al., nnU-Net, Nature Methods 2021 (sum of both terms, batch Dice for 2-D).
+    """
+    probability = logits.softmax(1)[:, 1:]
+    truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1)[:, 1:].to(probability.dtype)
+    axes = (0, 2, 3)
+    overlap = (probability * truth).sum(axes)
+    total = probability.sum(axes) + truth.sum(axes)
+    dice = (2 * overlap + 1.0) / (total + 1.0)
+    return F.cross_entropy(logits, target) + (1 - dice).mean()
+
+
+LOSSES: dict[str, LossFunction] = {"focal": focal_loss, "ohem": ohem_loss, "dice_ce": dice_ce_loss}
+
+
+def segmentation_loss(name: str, *, auxiliary_weight: float = 1.0) -> Callable[[Outputs, Tensor], Tensor]:
+    """Return a loss that averages one of `LOSSES` over every logit map a network gives.
+
+    Args:
+        name: ``focal``, ``ohem`` or ``dice_ce``.
+        auxiliary_weight: Weight of maps called ``scale_…``; the others weigh 1.
+
+    Raises:
+        ConfigError: The name is not one of `LOSSES`.
+    """
+    if name not in LOSSES:
+        raise ConfigError(f"unknown loss '{name}': {did_you_mean(name, LOSSES)}")
+    function = LOSSES[name]
+
+    def loss(outputs: Outputs, target: Tensor) -> Tensor:
+        if isinstance(outputs, Tensor):
+            return function(outputs, target)
+        total = target.new_zeros((), dtype=torch.float32)
+        weights = 0.0
+        for key, logits in outputs.items():
+            weight = auxiliary_weight if key.startswith("scale_") else 1.0
+            total = total + weight * function(logits, target)
+            weights += weight
+        return total / weights
+
+    return loss
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, direction: str = "teacher_student"
+) -> Tensor:
+    """Return the mean over pixels of KL(teacher ‖ student), times T².
+
+    Args:
+        student: Logits (N, K, H, W).
+        teacher: Logits of the same shape; no gradient flows into them.
+        temperature: T > 0; both logits are divided by it.
+        direction: ``teacher_student`` for KL(teacher ‖ student), ``student_teacher`` for the direction that eq. 4-10
+            of the thesis prints.
+
+    Reference:
+        Hinton et al., Distilling the Knowledge in a Neural Network, 2015; thesis eq. 4-10.
+    """
+    log_student = (student / temperature).log_softmax(1)
+    log_teacher = (teacher.detach() / temperature).log_softmax(1)
+    if direction == "teacher_student":
+        divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+    else:
+        divergence = F.kl_div(log_teacher, log_student, reduction="none", log_target=True)
+    return divergence.sum(1).mean() * temperature**2

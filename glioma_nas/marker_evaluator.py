@@ -1,0 +1,444 @@
+"""What predicts a marker: an NNI evaluator that is trained and tested on folds of patients.
+
+`MarkerEvaluator.cross_validate` gives the patient-safe predictions the pipeline reports; `MarkerEvaluator.evaluate`
+gives NNI a number for a segmentation network, namely how well a marker is predicted from the masks it draws. Plugin
+authors subclass `MarkerEvaluator` (or `glioma_nas.slice_classifier.SliceClassifierEvaluator` for a network) and write
+``fit`` and ``predict``; folds, thresholds, files and resuming are settled here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nni
+import numpy as np
+import pandas as pd
+import torch
+from nni.nas.evaluator import Evaluator
+from numpy.typing import NDArray
+
+from glioma_nas import registry
+from glioma_nas.config import MarkerConfig
+from glioma_nas.errors import CohortError, ConfigError, LabelError, LeakageError, StorageError, did_you_mean
+from glioma_nas.files import read_json, write_json, write_text
+from glioma_nas.markers import FoldSplit, MarkerCase, check_folds_hold_both_classes, cut_case, encode_labels
+from glioma_nas.progress import Progress, Silent
+from glioma_nas.seeding import derive_seed
+from glioma_nas.statistics import choose_threshold, delong
+
+PREDICTION_COLUMNS = ("case_id", "patient_id", "fold", "label", "probability", "threshold")
+PREDICTIONS_FILE = "predictions.csv"
+CLASSIFIER_FILE = "classifier.json"
+_SLICES_PER_BATCH = 8
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """What all classifiers of a marker are told.
+
+    Attributes:
+        sequences: Sequences, in channel order.
+        epochs: Training epochs.
+        batch_size: Slices of one optimiser step.
+        learning_rate: Of the optimiser.
+        slices_per_case: See `glioma_nas.markers.choose_slices`.
+        image_size_px: Side of the slices the classifier sees.
+    """
+
+    sequences: tuple[str, ...]
+    epochs: int = 30
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    slices_per_case: int = 8
+    image_size_px: int = 96
+
+
+@dataclass(frozen=True)
+class MarkerStudy:
+    """Which patients and which marker `MarkerEvaluator.evaluate` scores a segmentation network on. Plain data.
+
+    Attributes:
+        preprocess_folder: Finished folder of the preprocess stage.
+        marker: Name of the marker.
+        config: Column and rule of the marker.
+        sheet: Cohort sheet, for messages.
+        network_sequences: Input channels of the segmentation network, in order.
+        network_patients: Patients the segmentation network was or will be trained on; none of them is scored.
+        case_ids: Cases to score; none for all whose patient the network has not seen.
+        work_folder: Where temporary weights go; none for the system's temporary folder.
+        seed: Seed of the classifiers.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    preprocess_folder: Path
+    marker: str
+    config: MarkerConfig
+    sheet: Path
+    network_sequences: tuple[str, ...]
+    network_patients: tuple[str, ...] = ()
+    case_ids: tuple[str, ...] | None = None
+    work_folder: Path | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+class MarkerEvaluator(Evaluator, ABC):
+    """A classifier of one marker.
+
+    Args:
+        settings: What all classifiers are told.
+        study: What `evaluate` works on; needed by `evaluate` only.
+    """
+
+    def __init__(self, settings: ClassifierSettings, *, study: MarkerStudy | None = None) -> None:
+        self.settings = settings
+        self.study = study
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments beyond ``settings`` and ``study`` that rebuild this evaluator; plain JSON."""
+
+    @abstractmethod
+    def fit(
+        self, cases: Sequence[MarkerCase], *, folder: Path, label: str, progress: Progress, seed: int, device: str
+    ) -> None:
+        """Train on ``cases``, all labelled, and leave in ``folder`` what `predict` needs.
+
+        Called once for each fold by `cross_validate`, and again with the same arguments after an interruption: then it
+        continues where it stopped. Same seed and cases, same result.
+        """
+
+    @abstractmethod
+    def predict(self, folder: Path, cases: Sequence[MarkerCase], *, device: str = "cpu") -> NDArray[np.float64]:
+        """Return each case's probability of the positive class, float64 (n,), with what `fit` left in ``folder``.
+
+        Called after `fit`, and later for new patients, whose ``label`` is none; must not read ``label``.
+
+        Raises:
+            StorageError: ``folder`` holds no finished training.
+        """
+
+    def cross_validate(
+        self,
+        cases: Sequence[MarkerCase],
+        folds: FoldSplit,
+        *,
+        folder: Path,
+        progress: Progress | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+        label: str = "classifier",
+    ) -> pd.DataFrame:
+        """Train and test on every fold; folds that are finished in ``folder`` are read back instead.
+
+        Args:
+            cases: Labelled cases; cases of the folds that are not among them are left out.
+            folds: Patient-level folds.
+            folder: Where ``fold0``, ``fold1``, … go.
+            progress: Where to report.
+            seed: Seed of this cross-validation.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+            label: What is trained, for bars and messages.
+
+        Returns:
+            One row a case, in order of fold and case: `PREDICTION_COLUMNS`. The threshold comes from the training side
+            of the row's fold only.
+
+        Raises:
+            LabelError: A case has no label, or a training side holds one class only.
+            LeakageError: A patient stands on both sides of a fold.
+            StorageError: ``folder`` holds predictions of other cases.
+        """
+        progress = progress or Silent()
+        by_id = {case.case_id: case for case in cases}
+        labels = {case.case_id: case.label for case in cases}
+        known = {case_id: value for case_id, value in labels.items() if value is not None}
+        if len(known) < len(cases):
+            missing = next(case_id for case_id, value in labels.items() if value is None)
+            raise LabelError(f"{label}: case {missing} has no label; cross-validation needs labelled cases only")
+        check_folds_hold_both_classes(folds, known, label)
+        frames = []
+        for fold in range(folds.n):
+            train = [by_id[case_id] for case_id in folds.train(fold) if case_id in by_id]
+            test = [by_id[case_id] for case_id in folds.test(fold) if case_id in by_id]
+            _refuse_shared_patients(train, test, fold)
+            if test:
+                frames.append(
+                    self._run_fold(
+                        fold,
+                        train,
+                        test,
+                        folder=folder / f"fold{fold}",
+                        label=f"{label} fold {fold + 1}/{folds.n}",
+                        progress=progress,
+                        seed=derive_seed(seed, "fold", fold),
+                        device=device,
+                    )
+                )
+        return pd.concat(frames, ignore_index=True)
+
+    def _run_fold(
+        self,
+        fold: int,
+        train: Sequence[MarkerCase],
+        test: Sequence[MarkerCase],
+        *,
+        folder: Path,
+        label: str,
+        progress: Progress,
+        seed: int,
+        device: str,
+    ) -> pd.DataFrame:
+        done = folder / PREDICTIONS_FILE
+        if done.is_file():
+            return _read_predictions(done, test)
+        self.fit(train, folder=folder, label=label, progress=progress, seed=seed, device=device)
+        threshold = self._threshold(train, self.predict(folder, train, device=device))
+        frame = pd.DataFrame(
+            {
+                "case_id": [case.case_id for case in test],
+                "patient_id": [case.patient_id for case in test],
+                "fold": fold,
+                "label": [case.label for case in test],
+                "probability": self.predict(folder, test, device=device),
+                "threshold": threshold,
+            },
+            columns=list(PREDICTION_COLUMNS),
+        )
+        write_text(done, frame.to_csv(index=False))
+        # Read back, so that a resumed run continues with the very same numbers.
+        return _read_predictions(done, test)
+
+    @staticmethod
+    def _threshold(train: Sequence[MarkerCase], probabilities: NDArray[np.float64]) -> float:
+        frame = pd.DataFrame(
+            {
+                "patient": [case.patient_id for case in train],
+                "label": [case.label for case in train],
+                "probability": probabilities,
+            }
+        )
+        patients = frame.groupby("patient", sort=True).mean()
+        return choose_threshold(patients["label"].to_numpy(), patients["probability"].to_numpy())
+
+    def predict_folds(self, folder: Path, cases: Sequence[MarkerCase], *, device: str = "cpu") -> NDArray[np.float64]:
+        """Return the mean probability of all folds' classifiers, float64 (n,), for patients none of them has seen.
+
+        Args:
+            folder: The folder `cross_validate` was given.
+            cases: New cases.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+
+        Raises:
+            StorageError: ``folder`` holds no finished fold.
+        """
+        finished = sorted(path.parent for path in folder.glob(f"fold*/{PREDICTIONS_FILE}"))
+        if not finished:
+            raise StorageError(f"{folder}: holds no finished fold of a classifier; run the classify stage first")
+        return np.mean([self.predict(fold, cases, device=device) for fold in finished], axis=0)
+
+    def evaluate(self, model: Any) -> float:
+        """Score a segmentation network by the patient-level out-of-fold AUC its masks give for the study's marker.
+
+        Called by NNI for each candidate network, or by hand. Inside an NNI trial the AUC is reported as the final
+        result, with its interval.
+
+        Args:
+            model: Network (N, C, H, W) → logits (N, K, H, W); class 0 is background.
+
+        Returns:
+            The AUC, in [0, 1].
+
+        Raises:
+            ConfigError: The evaluator was built without a study.
+            LeakageError: A case to score belongs to a patient the network was trained on.
+        """
+        if self.study is None:
+            raise ConfigError("evaluate(model) needs a MarkerStudy; build the evaluator with study=MarkerStudy(...)")
+        cases, folds = self._cases_of_study(model, self.study)
+        with tempfile.TemporaryDirectory(dir=self.study.work_folder) as scratch:
+            frame = self.cross_validate(
+                cases,
+                folds,
+                folder=Path(scratch),
+                seed=derive_seed(self.study.seed, "marker", self.study.marker),
+                device=self.study.device,
+                label=self.study.marker,
+            )
+        patients = patient_level(frame)
+        estimate = delong(patients["label"], patients["probability"])
+        if nni.get_current_parameter() is not None:
+            nni.report_final_result(
+                {"default": estimate.value, "auc_low": estimate.low, "auc_high": estimate.high, "n": estimate.n}
+            )
+        return estimate.value
+
+    def _cases_of_study(self, model: Any, study: MarkerStudy) -> tuple[list[MarkerCase], FoldSplit]:
+        from glioma_nas.prepared import PreparedCohort
+
+        cohort = PreparedCohort.load(study.preprocess_folder)
+        seen = frozenset(study.network_patients)
+        if study.case_ids is None:
+            chosen = [case for case in cohort.cases.values() if case.patient_id not in seen]
+        else:
+            chosen = [cohort.cases[case_id] for case_id in study.case_ids]
+        for case in chosen:
+            if case.patient_id in seen:
+                raise LeakageError(
+                    f"case {case.case_id}: the segmentation network was trained on its patient; score it on patients "
+                    "it has not seen"
+                )
+        labels = encode_labels(chosen, study.marker, study.config, sheet=study.sheet, n_folds=cohort.folds.n)
+        cases = [
+            cut_case(
+                case,
+                predict_mask(model, case.images(), cohort.sequences, study.network_sequences, device=study.device),
+                order=cohort.sequences,
+                sequences=self.settings.sequences,
+                slices_per_case=self.settings.slices_per_case,
+                image_size_px=self.settings.image_size_px,
+                label=labels[case.case_id],
+            )
+            for case in chosen
+            if case.case_id in labels
+        ]
+        return cases, cohort.folds
+
+    def _dump(self) -> dict[str, Any]:
+        """Return plain data for NNI, which sends evaluators to trial processes as JSON."""
+        study = None
+        if self.study is not None:
+            study = {**vars(self.study), "config": self.study.config.model_dump(mode="json")}
+            study = {key: str(value) if isinstance(value, Path) else value for key, value in study.items()}
+        return {"settings": asdict(self.settings), "options": self.options(), "study": study}
+
+    @classmethod
+    def _load(cls, **ir: Any) -> MarkerEvaluator:
+        """Rebuild from what `_dump` returned, after a passage through JSON."""
+        settings = ClassifierSettings(**{**ir["settings"], "sequences": tuple(ir["settings"]["sequences"])})
+        study = None
+        if ir["study"] is not None:
+            plain = {key: tuple(value) if isinstance(value, list) else value for key, value in ir["study"].items()}
+            plain["config"] = MarkerConfig.model_validate(plain["config"])
+            for key in ("preprocess_folder", "sheet", "work_folder"):
+                plain[key] = None if plain[key] is None else Path(plain[key])
+            study = MarkerStudy(**plain)
+        return cls(settings, study=study, **ir["options"])
+
+    def extra_repr(self) -> str:
+        """Show settings and options in ``repr``."""
+        return ", ".join(f"{key}={value!r}" for key, value in {**asdict(self.settings), **self.options()}.items())
+
+
+def predict_mask(
+    model: Any, images: NDArray[np.float32], order: Sequence[str], sequences: Sequence[str], *, device: str = "cpu"
+) -> NDArray[np.uint8]:
+    """Return the tumour mask a segmentation network draws, uint8 (Z, H, W), 0 or 1: tumour is as likely as class 0.
+
+    Args:
+        model: Network (N, C, H, W) → logits (N, K, H, W), or a mapping with ``logits``.
+        images: Prepared slices, float32 (Z, C, H, W).
+        order: Sequences in the order of the prepared channels.
+        sequences: Input channels of the network, in order.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        CohortError: A sequence was not prepared.
+    """
+    for sequence in sequences:
+        if sequence not in order:
+            raise CohortError(f"sequence '{sequence}' was not prepared: {did_you_mean(sequence, order)}")
+    channels = [list(order).index(sequence) for sequence in sequences]
+    was_training = model.training
+    model.to(device).eval()
+    masks = []
+    with torch.no_grad():
+        for start in range(0, len(images), _SLICES_PER_BATCH):
+            batch = np.ascontiguousarray(images[start : start + _SLICES_PER_BATCH][:, channels], dtype=np.float32)
+            logits = model(torch.from_numpy(batch).to(device))
+            logits = logits["logits"] if isinstance(logits, Mapping) else logits
+            masks.append((1 - logits.softmax(dim=1)[:, 0] >= 0.5).to(torch.uint8).cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(masks)
+
+
+def patient_level(frame: pd.DataFrame) -> pd.DataFrame:
+    """Reduce predictions of cases to one row a patient: mean probability, with a column ``n_cases``.
+
+    Args:
+        frame: Rows as `MarkerEvaluator.cross_validate` returns them.
+
+    Raises:
+        LeakageError: Cases of one patient stand in different folds.
+    """
+    groups = frame.groupby("patient_id", sort=True)
+    spread = groups["fold"].nunique()
+    if (spread > 1).any():
+        raise LeakageError(f"patient {spread.idxmax()} was tested in several folds; draw the folds by patient")
+    return groups.agg(
+        fold=("fold", "first"),
+        label=("label", "first"),
+        probability=("probability", "mean"),
+        threshold=("threshold", "first"),
+        n_cases=("case_id", "size"),
+    ).reset_index()
+
+
+def build_evaluator(
+    name: str, settings: ClassifierSettings, options: Mapping[str, Any], *, study: MarkerStudy | None = None
+) -> MarkerEvaluator:
+    """Build the classifier registered under ``name``.
+
+    Raises:
+        UnknownNameError: No classifier has that name.
+        ConfigError: It takes no such option, or not that value.
+    """
+    classifier = registry.classifiers.get(name)
+    allowed = set(inspect.signature(classifier).parameters) - {"settings", "study"}
+    for option in options:
+        if option not in allowed:
+            raise ConfigError(f"classifier '{name}' has no option '{option}': {did_you_mean(option, allowed)}")
+    evaluator = classifier(settings, study=study, **options)
+    assert isinstance(evaluator, MarkerEvaluator), f"classifier '{name}' is no MarkerEvaluator"
+    return evaluator
+
+
+def save_evaluator(folder: Path, name: str, evaluator: MarkerEvaluator) -> None:
+    """Record in ``folder`` which classifier its folds belong to, so that `load_evaluator` can rebuild it."""
+    settings = asdict(evaluator.settings)
+    settings["sequences"] = list(settings["sequences"])
+    write_json(folder / CLASSIFIER_FILE, {"classifier": name, "settings": settings, "options": evaluator.options()})
+
+
+def load_evaluator(folder: Path) -> MarkerEvaluator:
+    """Rebuild the classifier whose folds lie in ``folder``; use its `MarkerEvaluator.predict_folds` on new patients.
+
+    Raises:
+        StorageError: ``folder`` holds no classifier.
+    """
+    record = read_json(folder / CLASSIFIER_FILE)
+    settings = ClassifierSettings(**{**record["settings"], "sequences": tuple(record["settings"]["sequences"])})
+    return build_evaluator(record["classifier"], settings, record["options"])
+
+
+def _refuse_shared_patients(train: Sequence[MarkerCase], test: Sequence[MarkerCase], fold: int) -> None:
+    shared = {case.patient_id for case in train} & {case.patient_id for case in test}
+    if shared:
+        raise LeakageError(
+            f"fold {fold}: patient {min(shared)} stands on both sides of the split; draw the folds by patient"
+        )
+
+
+def _read_predictions(path: Path, test: Sequence[MarkerCase]) -> pd.DataFrame:
+    frame = pd.read_csv(path, dtype={"case_id": str, "patient_id": str}, float_precision="round_trip", na_filter=False)
+    expected = [(case.case_id, case.patient_id, case.label) for case in test]
+    found = list(zip(frame["case_id"], frame["patient_id"], frame["label"], strict=True))
+    if found != expected:
+        raise StorageError(f"{path}: was made from other cases or labels; delete {path.parent} and run the stage again")
+    return frame

@@ -1,0 +1,86 @@
+"""Write a network as an ONNX model that onnx itself accepts.
+
+The TorchScript-based exporter is used on purpose: it needs no further package, gives one self-contained file and takes
+a fraction of a second for an operator, which matters when a table holds hundreds of them.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from glioma_nas.errors import BackendError
+from glioma_nas.latency_records import Shape
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+BATCH_AXIS = "batch"
+
+
+def export_onnx(module: nn.Module, input_shapes: Sequence[Shape], *, opset: int, dynamic_batch: bool = False) -> bytes:
+    """Export ``module`` in evaluation mode with float32 inputs and one output.
+
+    Args:
+        module: The network; its training mode is as before afterwards.
+        input_shapes: Shape of each input, batch first. One input is called ``image``, several ``image_0``, ``image_1``.
+        opset: ONNX operator set.
+        dynamic_batch: Leave the batch size open; all other sizes stay fixed.
+
+    Returns:
+        The serialised model; its output is called ``logits``.
+
+    Raises:
+        BackendError: The network holds an operator that ONNX cannot express, or onnx refuses the result.
+    """
+    import onnx
+
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    inputs = tuple(torch.zeros(shape, device=device) for shape in input_shapes)
+    names = input_names(len(inputs))
+    axes = {name: {0: BATCH_AXIS} for name in (*names, OUTPUT_NAME)} if dynamic_batch else None
+    buffer = io.BytesIO()
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with warnings.catch_warnings():
+            # The exporter announces its successor, that sizes become constants, that instance norm keeps using the
+            # statistics of the image, and that a padding is not folded; all of it is meant here.
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
+            torch.onnx.export(
+                module,
+                inputs,
+                buffer,
+                input_names=names,
+                output_names=[OUTPUT_NAME],
+                dynamic_axes=axes,
+                opset_version=opset,
+                dynamo=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, torch.onnx.errors.UnsupportedOperatorError, ValueError) as err:
+        first_line = str(err).strip().splitlines()[0]
+        raise BackendError(
+            f"{type(module).__name__} cannot be exported to ONNX opset {opset}: {first_line}; "
+            "replace the operator or choose another export.opset"
+        ) from err
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    model = buffer.getvalue()
+    try:
+        onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        raise BackendError(
+            f"{type(module).__name__}: onnx refuses the exported model: {str(err).strip().splitlines()[0]}"
+        ) from err
+    return model
+
+
+def input_names(n_inputs: int) -> list[str]:
+    """Return the names an exported model gives its inputs."""
+    return [INPUT_NAME] if n_inputs == 1 else [f"{INPUT_NAME}_{index}" for index in range(n_inputs)]

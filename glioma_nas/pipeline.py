@@ -1,0 +1,277 @@
+"""Run the stages in order, skip what is done, resume what is half done.
+
+A stage reads finished folders of earlier stages and writes only its own. It works under ``RUN/.STAGE.partial`` and the
+folder is renamed to ``RUN/STAGE`` once its ``manifest.json`` is in it, so a folder under its real name is complete.
+
+What a stage depends on is folded into a key: its configuration, the seed, and the keys of the stages it reads. The same
+key means done (or, for a partial folder, resumable); another key means the folder is out of date and is made anew.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glioma_nas import __version__
+from glioma_nas.config import RunConfig
+from glioma_nas.errors import GliomaNasError, StorageError
+from glioma_nas.files import canonical_json, read_json, require_writable, sha256_file, sha256_text, write_json, write_text
+from glioma_nas.progress import Progress
+
+_logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_KEY_FILE = "key.json"
+MIN_FREE_BYTES = 200_000_000
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage gets.
+
+    Attributes:
+        config: The whole configuration; a stage reads only the sections it names.
+        folder: Where the stage writes; it exists, and after an interruption still holds what was written before.
+        inputs: Stage name → finished folder, for each stage named in `Stage.needs`.
+        progress: Where to report.
+    """
+
+    config: RunConfig
+    folder: Path
+    inputs: Mapping[str, Path]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: Name of its folder and of its command.
+        summary: One line for help texts.
+        needs: Stages it reads.
+        sections: Configuration sections it depends on; a change in one makes the stage out of date.
+        module: Module that holds ``run(context) -> dict``, imported when the stage runs; the dict (plain JSON) goes
+            into the manifest as ``results``.
+        input_files: Files outside the run folder that it depends on by content.
+    """
+
+    name: str
+    summary: str
+    needs: tuple[str, ...]
+    sections: tuple[str, ...]
+    module: str
+    input_files: Callable[[RunConfig], Sequence[Path]] = field(default=lambda config: ())
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "preprocess",
+        "read the cohort, check every file, normalise, cut slices, draw folds",
+        (),
+        ("cohort", "preprocess", "folds", "classify.markers"),
+        "glioma_nas.stages.preprocess",
+        lambda config: (config.cohort.sheet,),
+    ),
+    Stage(
+        "latency",
+        "measure every operator of the search space",
+        (),
+        ("latency", "search.space", "search.space_options", "preprocess.image_size_px", "cohort.sequences"),
+        "glioma_nas.stages.latency",
+    ),
+    Stage(
+        "search",
+        "search teacher and student together",
+        ("preprocess", "latency"),
+        ("search", "device"),
+        "glioma_nas.stages.search",
+    ),
+    Stage(
+        "train",
+        "train teacher, student and baselines from scratch, fold by fold",
+        ("preprocess", "search"),
+        ("train", "device"),
+        "glioma_nas.stages.train",
+    ),
+    Stage(
+        "export",
+        "write ONNX files, prove parity, measure latency",
+        ("preprocess", "search", "train"),
+        ("export", "latency"),
+        "glioma_nas.stages.export",
+    ),
+    Stage(
+        "segment",
+        "write out-of-fold masks in each scan's own grid",
+        ("preprocess", "search", "train"),
+        ("device",),
+        "glioma_nas.stages.segment",
+    ),
+    Stage(
+        "classify",
+        "predict molecular markers from images and out-of-fold masks",
+        ("preprocess", "segment"),
+        ("classify", "device"),
+        "glioma_nas.stages.classify",
+    ),
+    Stage(
+        "report",
+        "write report.html",
+        ("preprocess", "latency", "search", "train", "export", "segment", "classify"),
+        ("report",),
+        "glioma_nas.stages.report",
+    ),
+)
+
+STAGE_NAMES: tuple[str, ...] = tuple(stage.name for stage in STAGES)
+
+
+class Pipeline:
+    """The stages of one run folder.
+
+    Args:
+        config: The run's configuration.
+        folder: The run folder; created if need be.
+        progress: Where stages report.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, progress: Progress) -> None:
+        self.config = config
+        self.folder = folder.resolve()
+        self.progress = progress
+        self._keys: dict[str, str] = {}
+
+    def run(self, names: Iterable[str] = STAGE_NAMES, *, force: bool = False) -> None:
+        """Run the named stages in pipeline order; those already done with the same inputs are skipped.
+
+        Args:
+            names: Stage names.
+            force: Run them even when they are done.
+
+        Raises:
+            GliomaNasError: A stage met a mistake of the user's; folders of finished stages are left as they were.
+        """
+        require_writable(self.folder, free_bytes=MIN_FREE_BYTES)
+        write_text(self.folder / "config.yaml", self.config.to_yaml())
+        wanted = set(names)
+        for stage in STAGES:
+            if stage.name in wanted:
+                self._run_stage(stage, force=force)
+
+    def is_done(self, stage: Stage) -> bool:
+        """Tell whether the stage's folder is complete and made from the present inputs."""
+        manifest = self.folder / stage.name / MANIFEST
+        return manifest.is_file() and read_json(manifest).get("key") == self.key(stage)
+
+    def key(self, stage: Stage) -> str:
+        """Return the hash of everything the stage depends on; 64 hexadecimal digits."""
+        if stage.name not in self._keys:
+            dump = self.config.model_dump(mode="json")
+            content = {
+                "stage": stage.name,
+                "seed": self.config.seed,
+                "plugins": {str(path): sha256_file(path) for path in self.config.plugins if path.is_file()},
+                "config": {section: _lookup(dump, section) for section in stage.sections},
+                "files": {str(path): sha256_file(path) for path in stage.input_files(self.config) if path.is_file()},
+                "needs": {name: self.key(_stage(name)) for name in stage.needs},
+            }
+            self._keys[stage.name] = sha256_text(canonical_json(content))
+        return self._keys[stage.name]
+
+    def _run_stage(self, stage: Stage, *, force: bool) -> None:
+        if not force and self.is_done(stage):
+            self.progress.note(f"{stage.name}: done before, skipped")
+            return
+        for name in stage.needs:
+            if not self.is_done(_stage(name)):
+                raise StorageError(
+                    f"stage '{stage.name}' needs '{name}', which is not done (or out of date) in {self.folder}; "
+                    f"run `glioma-nas {name} CONFIG --out {self.folder}` first, or `glioma-nas run`"
+                )
+        require_writable(self.folder, free_bytes=MIN_FREE_BYTES)
+        partial = self.folder / f".{stage.name}.partial"
+        self._open_partial(partial, self.key(stage), force=force)
+        self.progress.note(f"{stage.name}: {stage.summary}")
+        started = time.time()
+        module = importlib.import_module(stage.module)
+        context = StageContext(self.config, partial, {name: self.folder / name for name in stage.needs}, self.progress)
+        results = module.run(context)
+        self._finish(stage, partial, results, wall_s=time.time() - started)
+
+    def _open_partial(self, partial: Path, key: str, *, force: bool) -> None:
+        key_file = partial / _KEY_FILE
+        if partial.is_dir() and (force or not key_file.is_file() or read_json(key_file) != {"key": key}):
+            shutil.rmtree(partial)
+        partial.mkdir(exist_ok=True)
+        write_json(key_file, {"key": key})
+
+    def _finish(self, stage: Stage, partial: Path, results: dict[str, Any], *, wall_s: float) -> None:
+        (partial / _KEY_FILE).unlink()
+        write_json(
+            partial / MANIFEST,
+            {
+                "stage": stage.name,
+                "key": self.key(stage),
+                "seed": self.config.seed,
+                "inputs": {name: self.key(_stage(name)) for name in stage.needs},
+                "versions": versions(),
+                "wall_s": round(wall_s, 3),
+                "results": results,
+            },
+        )
+        final = self.folder / stage.name
+        outdated = self.folder / f".{stage.name}.outdated"
+        if outdated.exists():
+            shutil.rmtree(outdated)
+        if final.exists():
+            final.rename(outdated)
+        partial.rename(final)
+        if outdated.exists():
+            shutil.rmtree(outdated)
+        _logger.info("%s done in %.1f s", stage.name, wall_s)
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """Return the ``results`` of a finished stage's manifest.
+
+    Raises:
+        StorageError: The folder holds no manifest.
+    """
+    results = read_json(folder / MANIFEST)["results"]
+    assert isinstance(results, dict)
+    return results
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that can change a result: Python, this package and the libraries that compute."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "glioma_nas": __version__}
+    for name in ("torch", "nni", "monai", "numpy", "scipy", "scikit-learn", "onnx", "onnxruntime", "nibabel", "pytorch_lightning"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _stage(name: str) -> Stage:
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise GliomaNasError(f"unknown stage '{name}'; allowed: {', '.join(STAGE_NAMES)}")
+
+
+def _lookup(dump: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = dump
+    for part in dotted.split("."):
+        value = value[part]
+    return value

@@ -1,0 +1,1 @@
+"""Registered preprocessing steps: each takes a case's volumes one step nearer to the slices networks see."""

@@ -1,0 +1,146 @@
+"""What a one-shot strategy sets before each pass through a supernet, and the modules that read it.
+
+A strategy owns the architecture parameters; the supernet owns the weights. Between them stands a `RelaxationSlot`: the
+strategy puts a `Relaxation` into it (soft operator and input weights, a sampled width for every node), runs the
+supernet, and can put another one, the teacher's instead of the student's, before the next pass over the same weights.
+
+Reference: Liu et al., DARTS, ICLR 2019 (weighted sums); Chen et al., FasterSeg, ICLR 2020 (two architectures over one
+supernet, straight-through width sampling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nni.nas.nn.pytorch import InputChoice, LayerChoice
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """The choices of one pass.
+
+    Attributes:
+        architecture: Whose pass it is, for example ``student``; a space with a stem and heads per architecture picks
+            them by this name.
+        weights: Mutable label → weights over the choice's values in their order, shape (n,), float32, non-negative, sum
+            1. One-hot weights select; soft weights mix and carry gradient to the architecture parameters.
+        values: Label → value used in this pass, for mutables inside layer arguments (widths).
+        gates: Label → scalar tensor of value 1 whose gradient reaches the width parameters (straight-through
+            estimator). Labels without a gate are constants in this pass.
+    """
+
+    architecture: str
+    weights: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+    gates: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class RelaxationSlot:
+    """Holds the relaxation that is active now; shared by all modules of one supernet and by its strategy."""
+
+    def __init__(self) -> None:
+        self._current: Relaxation | None = None
+
+    @property
+    def current(self) -> Relaxation:
+        """The active relaxation.
+
+        Raises:
+            RuntimeError: None is active: the supernet was called outside `using`.
+        """
+        if self._current is None:
+            raise RuntimeError("the supernet was called without a relaxation; wrap the call in RelaxationSlot.using(...)")
+        return self._current
+
+    @contextmanager
+    def using(self, relaxation: Relaxation) -> Iterator[None]:
+        """Make ``relaxation`` the active one inside the block."""
+        before, self._current = self._current, relaxation
+        try:
+            yield
+        finally:
+            self._current = before
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RelaxationSlot:
+        # A copy of a supernet (frozen weights for a candidate, an average) must not listen to the original's strategy.
+        copied = RelaxationSlot()
+        memo[id(self)] = copied
+        return copied
+
+
+def _weighted_sum(terms: list[tuple[Tensor, Tensor]]) -> Tensor:
+    total = terms[0][0] * terms[0][1]
+    for weight, value in terms[1:]:
+        total = total + weight * value
+    return total
+
+
+class RelaxedLayer(LayerChoice, BaseSuperNetModule):
+    """A `LayerChoice` in a supernet: Σ_k w_k·O_k(x) with the active weights of its label (METHOD eq. 4-4, 4-5).
+
+    Candidates whose weight is a constant zero are not run, so a one-hot relaxation costs one operator.
+    """
+
+    def __init__(self, source: LayerChoice, slot: RelaxationSlot) -> None:
+        super().__init__(source.candidates, label=source.label)
+        self.slot = slot
+
+    def forward(self, x: Any) -> Any:
+        """Mix the candidates' outputs; ``x`` is whatever one candidate takes."""
+        weights = self.slot.current.weights[self.label]
+        if weights.requires_grad:
+            return _weighted_sum([(weight, self[name](x)) for weight, name in zip(weights, self.names, strict=True)])
+        chosen = [(weight, name) for weight, name in zip(weights, self.names, strict=True) if float(weight) != 0.0]
+        if len(chosen) == 1 and float(chosen[0][0]) == 1.0:
+            return self[chosen[0][1]](x)
+        return _weighted_sum([(weight, self[name](x)) for weight, name in chosen])
+
+    def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Draw nothing: the strategy draws."""
+        return {}
+
+    def export(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Export nothing: the strategy decodes."""
+        return {}
+
+    def export_probs(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Export nothing: the strategy keeps the history."""
+        return {}
+
+
+class RelaxedInput(InputChoice, BaseSuperNetModule):
+    """An `InputChoice` in a supernet: Σ_i w_i·x_i with the active weights of its label (METHOD eq. 4-3)."""
+
+    def __init__(self, source: InputChoice, slot: RelaxationSlot) -> None:
+        super().__init__(source.n_candidates, n_chosen=1, reduction=source.reduction, label=source.label)
+        self.slot = slot
+
+    def forward(self, candidate_inputs: list[Tensor]) -> Tensor:
+        """Mix the inputs, all of one shape."""
+        weights = self.slot.current.weights[self.label]
+        if not weights.requires_grad and float(weights.max()) == 1.0:
+            return candidate_inputs[int(torch.argmax(weights))]
+        return _weighted_sum(list(zip(weights, candidate_inputs, strict=True)))
+
+    resample = RelaxedLayer.resample
+    export = RelaxedLayer.export
+    export_probs = RelaxedLayer.export_probs
+
+
+def relaxation_hooks(slot: RelaxationSlot) -> list[Any]:
+    """Return NNI mutation hooks that turn every layer and input choice into its relaxed form over ``slot``."""
+
+    def relax(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        if type(module) is LayerChoice:
+            return RelaxedLayer(module, slot), True
+        if type(module) is InputChoice:
+            return RelaxedInput(module, slot), True
+        return None
+
+    return [relax]

@@ -1,0 +1,164 @@
+"""The cohort: who was included, which sequences they have, how labels, age and sex are spread, and the folds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from glioma_nas.config import RunConfig
+from glioma_nas.markers import UNKNOWN_VALUES
+from glioma_nas.prepared import PreparedCase
+from glioma_nas.report.document import Column, Facts, Paragraph, Row, Section, Table, number, plural, text
+from glioma_nas.report.records import RunRecords
+
+UNKNOWN = "unknown"
+_MAX_VALUES = 8  # a column with more distinct values is a measurement, not a class
+
+
+def build(records: RunRecords, config: RunConfig) -> Section:
+    """Describe cohort and folds."""
+    section = Section("cohort", "Cohort")
+    cases = list(records.cohort.cases.values())
+    patients = {case.patient_id for case in cases}
+    with_mask = sum(case.has_mask for case in cases)
+    section.add(
+        Facts(
+            (
+                ("Patients", str(len(patients))),
+                ("Cases", str(len(cases))),
+                ("Cases with an expert mask", str(with_mask)),
+                ("Cases excluded", str(len(records.cohort.excluded))),
+                ("Sequences of the networks", ", ".join(config.cohort.sequences)),
+                ("Slice size", f"{config.preprocess.image_size_px} × {config.preprocess.image_size_px} px"),
+            )
+        ),
+        _demographics(cases, config),
+        _sequences(records, cases),
+    )
+    if records.cohort.excluded:
+        section.add(
+            Table(
+                "excluded",
+                f"Cases left out of every analysis, n = {len(records.cohort.excluded)}.",
+                (text("case_id", "Case"), text("reason", "Reason")),
+                [{"case_id": item.case_id, "reason": item.reason} for item in records.cohort.excluded],
+            )
+        )
+    else:
+        section.add(Paragraph("No case of the sheet was excluded."))
+    section.add(_folds(records, config))
+    return section
+
+
+def label_value(case: PreparedCase, column: str, config: RunConfig) -> str:
+    """Return the class a case has in a label column; thresholds of configured markers are applied."""
+    raw = str(case.labels.get(column, "")).strip()
+    if raw.lower() in UNKNOWN_VALUES:
+        return UNKNOWN
+    for marker in config.classify.markers.values():
+        if marker.column == column and marker.threshold is not None:
+            try:
+                value = float(raw)
+            except ValueError:
+                return raw
+            return f"≥ {marker.threshold:g}" if value >= marker.threshold else f"< {marker.threshold:g}"
+    return raw
+
+
+def _demographics(cases: Sequence[PreparedCase], config: RunConfig) -> Table:
+    rows = [_describe("all cases", "", cases)]
+    for column in dict.fromkeys(name for case in cases for name in case.labels):
+        groups: dict[str, list[PreparedCase]] = {}
+        for case in cases:
+            groups.setdefault(label_value(case, column, config), []).append(case)
+        if len(groups) > _MAX_VALUES:
+            continue
+        for value in sorted(groups, key=lambda name: (name == UNKNOWN, name)):
+            rows.append(_describe(column, value, groups[value]))
+    columns = (
+        Column("Label", lambda row: row["label"] if row["first"] else ""),
+        text("value", "Value"),
+        number("cases", "Cases"),
+        number("patients", "Patients"),
+        Column("Age, median (quartiles)", _show_age, numeric=True),
+        number("age_known", "Age known"),
+        number("female", "Female"),
+        number("male", "Male"),
+        number("sex_unknown", "Sex unknown"),
+    )
+    seen: set[str] = set()
+    marked = []
+    for row in rows:
+        marked.append({**row, "first": row["label"] not in seen})
+        seen.add(row["label"])
+    return Table("demographics", f"Age (years) and sex by label, n = {plural(len(cases), 'case')}.", columns, marked)
+
+
+def _describe(label: str, value: str, cases: Sequence[PreparedCase]) -> Row:
+    ages = [case.age for case in cases if case.age is not None and math.isfinite(case.age)]
+    low, middle, high = np.percentile(ages, [25, 50, 75]).tolist() if ages else (None, None, None)
+    sexes = Counter(case.sex for case in cases)
+    return {
+        "label": label,
+        "value": value,
+        "cases": len(cases),
+        "patients": len({case.patient_id for case in cases}),
+        "age_median": middle,
+        "age_quartile_1": low,
+        "age_quartile_3": high,
+        "age_known": len(ages),
+        "female": sexes["F"],
+        "male": sexes["M"],
+        "sex_unknown": sexes[None],
+    }
+
+
+def _show_age(row: Row) -> str:
+    if row["age_median"] is None:
+        return UNKNOWN
+    return f"{row['age_median']:.0f} ({row['age_quartile_1']:.0f} to {row['age_quartile_3']:.0f})"
+
+
+def _sequences(records: RunRecords, cases: Sequence[PreparedCase]) -> Table:
+    rows = []
+    for sequence in records.cohort.sequences:
+        present = sum(sequence in case.present for case in cases)
+        rows.append({"sequence": sequence, "present": present, "missing": len(cases) - present})
+    columns = (text("sequence", "Sequence"), number("present", "Present"), number("missing", "Missing"))
+    return Table("sequences", f"Sequences, n = {plural(len(cases), 'case')}.", columns, rows)
+
+
+def _folds(records: RunRecords, config: RunConfig) -> Table:
+    cohort = records.cohort
+    known = {name for case in cohort.cases.values() for name in case.labels}
+    wanted = [*config.folds.stratify_by, *(marker.column for marker in config.classify.markers.values())]
+    shown = [name for name in dict.fromkeys(wanted) if name in known]
+    rows = []
+    for fold in range(cohort.folds.n):
+        train = [cohort.cases[name] for name in cohort.folds.train(fold) if name in cohort.cases]
+        test = [cohort.cases[name] for name in cohort.folds.test(fold) if name in cohort.cases]
+        row = {
+            "fold": fold,
+            "train_patients": len({case.patient_id for case in train}),
+            "train_cases": len(train),
+            "test_patients": len({case.patient_id for case in test}),
+            "test_cases": len(test),
+        }
+        for name in shown:
+            counts = Counter(label_value(case, name, config) for case in test)
+            order = sorted(counts, key=lambda value: (value == UNKNOWN, value))
+            row[f"test_{name}"] = "; ".join(f"{value} {counts[value]}" for value in order)
+        rows.append(row)
+    columns = (
+        number("fold", "Fold"),
+        number("train_patients", "Train patients"),
+        number("train_cases", "Train cases"),
+        number("test_patients", "Test patients"),
+        number("test_cases", "Test cases"),
+        *(text(f"test_{name}", f"{name} in test") for name in shown),
+    )
+    caption = f"Folds, drawn by patient with seed {cohort.folds.seed}; hash {cohort.folds.hash[:16]}."
+    return Table("folds", caption, columns, rows)

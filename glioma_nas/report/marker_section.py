@@ -1,0 +1,169 @@
+"""Molecular markers: how well images and predicted masks foretell them, always beside age and sex alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from glioma_nas.config import MarkerConfig, RunConfig
+from glioma_nas.marker_evaluator import patient_level
+from glioma_nas.report.charts import roc_chart
+from glioma_nas.report.document import (
+    Caution,
+    Column,
+    Facts,
+    Figures,
+    Paragraph,
+    Picture,
+    Row,
+    Section,
+    Subheading,
+    Table,
+    interval,
+    number,
+    show_interval,
+    show_number,
+    text,
+)
+from glioma_nas.report.records import MarkerRecords, RunRecords
+from glioma_nas.statistics import paired_delong
+
+BASELINE = "age and sex"
+_HEADINGS = {
+    "auc": "AUC",
+    "auc_within_folds": "AUC within folds",
+    "kappa": "Cohen's κ",
+    "mcc": "Matthews' correlation",
+    "brier": "Brier score (lower is better)",
+}
+
+
+def build(records: RunRecords, config: RunConfig) -> Section:
+    """Describe every configured marker."""
+    section = Section("markers", "Molecular markers")
+    if not config.classify.markers:
+        section.add(Paragraph("This run has no markers configured."))
+        return section
+    for name, marker in config.classify.markers.items():
+        _add_marker(section, name, marker, records.markers[name])
+    return section
+
+
+def baseline_sentence(found: MarkerRecords) -> tuple[str, bool] | None:
+    """Compare the image model with age and sex on the same patients.
+
+    Returns:
+        A sentence, and whether the model beats the baseline (the whole interval of the difference is above 0); none
+        when one of the two was not measured, or a class has fewer than two patients.
+    """
+    if found.predictions is None or found.baseline_predictions is None:
+        return None
+    both = patient_level(found.predictions).merge(
+        patient_level(found.baseline_predictions), on="patient_id", suffixes=("", "_baseline")
+    )
+    positive = int((both["label"] == 1).sum())
+    if min(positive, len(both) - positive) < 2:
+        return None
+    gap = paired_delong(both["label"], both["probability"], both["probability_baseline"])
+    words = (
+        f"AUC difference {show_number(gap.difference, 3)} (95 % interval {show_interval(gap.low, gap.high, 3)}, "
+        f"DeLong, paired, n = {gap.n} patients)"
+    )
+    if gap.low > 0:
+        return f"The image model beats {BASELINE} alone: {words}.", True
+    if gap.difference > 0:
+        return f"The image model is not shown to beat {BASELINE} alone: {words}; the interval includes 0.", False
+    return f"The image model does not beat {BASELINE} alone: {words}.", False
+
+
+def _add_marker(section: Section, name: str, marker: MarkerConfig, found: MarkerRecords) -> None:
+    section.add(Subheading(name))
+    rule = f"'{marker.positive}'" if marker.positive is not None else f"at least {marker.threshold:g}"
+    section.add(
+        Facts(
+            (
+                ("Positive class", f"{marker.column}: {rule}"),
+                ("Classifier", marker.classifier),
+                ("Sequences", ", ".join(marker.sequences)),
+                ("Masks", "out-of-fold predictions of the student"),
+            )
+        )
+    )
+    if not found.metrics:
+        section.add_missing(f"Metrics of {name}")
+    if not found.baseline_metrics:
+        section.add_missing(f"Baseline of {name} from {BASELINE}")
+    comparison = baseline_sentence(found)
+    if comparison is not None:
+        sentence, beats = comparison
+        section.add(Paragraph(sentence) if beats else Caution(sentence))
+    curves = _curves(found)
+    if curves:
+        captions = {
+            legend: _auc_caption(found.metrics if legend == "image model" else found.baseline_metrics)
+            for legend in curves
+        }
+        patients = len(next(iter(curves.values()))[0])
+        picture = Picture(roc_chart(name, curves, captions))
+        section.add(Figures(f"ROC curves of {name}, out-of-fold, n = {patients} patients.", [picture]))
+    else:
+        section.add_missing(f"ROC curve of {name}")
+    if found.metrics or found.baseline_metrics:
+        section.add(_table(name, found))
+
+
+def _curves(found: MarkerRecords) -> dict[str, tuple[list[int], list[float]]]:
+    curves = {}
+    for legend, frame in (("image model", found.predictions), (BASELINE, found.baseline_predictions)):
+        if frame is None:
+            continue
+        patients: pd.DataFrame = patient_level(frame)
+        if patients["label"].nunique() == 2:
+            curves[legend] = (patients["label"].astype(int).tolist(), patients["probability"].tolist())
+    return curves
+
+
+def _auc_caption(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    auc = metrics.get("auc", {})
+    value = show_number(auc.get("value"), 2)
+    if value is None:
+        return "AUC not measured"
+    ends = show_interval(auc.get("low"), auc.get("high"), 2)
+    return f"AUC {value}" + (f" ({ends})" if ends else "")
+
+
+def _table(name: str, found: MarkerRecords) -> Table:
+    rows: list[Row] = []
+    for metric in dict.fromkeys([*found.metrics, *found.baseline_metrics]):
+        model, baseline = found.metrics.get(metric, {}), found.baseline_metrics.get(metric, {})
+        any_of_both = model or baseline
+        rows.append(
+            {
+                "metric": metric,
+                "split": any_of_both.get("split"),
+                "n": any_of_both.get("n"),
+                "n_positive": any_of_both.get("n_positive"),
+                "method": any_of_both.get("method"),
+                **{key: model.get(key) for key in ("value", "low", "high")},
+                **{f"baseline_{key}": baseline.get(key) for key in ("value", "low", "high", "n")},
+            }
+        )
+    columns = [
+        Column("Metric", lambda row: _HEADINGS.get(row["metric"], row["metric"].replace("_", " ").capitalize())),
+        number("value", "Image model", 3),
+        interval("low", "high", 3),
+        number("baseline_value", BASELINE.capitalize(), 3),
+        interval("baseline_low", "baseline_high", 3),
+        number("n", "n"),
+        number("n_positive", "Positive"),
+        text("split", "Split"),
+    ]
+    if any(row["method"] for row in rows):
+        columns.append(text("method", "Interval"))
+    caption = (
+        f"{name}: image model beside {BASELINE} alone, one row of predictions a patient; thresholds were chosen on training "
+        "folds. n counts patients."
+    )
+    return Table(f"marker_{name}", caption, columns, rows)

@@ -1,0 +1,196 @@
+"""Write every network as an ONNX engine, prove that it computes what PyTorch does, and time all of them side by side.
+
+RUN/export holds ``engines/<network>.onnx`` (weights of fold 0), ``engines/student_fold<k>.onnx`` for the other folds,
+``parity.json``, ``latency.json`` and ``latency.csv``.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from glioma_nas.config import RunConfig
+from glioma_nas.files import sha256_file, write_bytes, write_json, write_text
+from glioma_nas.latency_backend import Array, OnnxBackend, open_backend, ratio, summarise, time_engines
+from glioma_nas.network_size import network_size
+from glioma_nas.onnx_export import export_onnx
+from glioma_nas.parity import Parity, compare
+from glioma_nas.pipeline import StageContext
+from glioma_nas.prepared import PreparedCase, PreparedCohort
+from glioma_nas.progress import Progress
+from glioma_nas.trained_networks import load_network, network_names
+
+ENGINES_FOLDER = "engines"
+PARITY_FILE = "parity.json"
+LATENCY_FILE = "latency.json"
+LATENCY_TABLE_FILE = "latency.csv"
+PARITY_BACKEND = "onnxruntime"
+TIMED_FOLD = 0
+_REFERENCE = "student"
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Export, compare, time.
+
+    Returns:
+        Parity of every engine, latency and size of every network, the environment.
+
+    Raises:
+        BackendError: An engine is missing, refuses a network, or computes something else than PyTorch.
+    """
+    config = context.config
+    cohort = PreparedCohort.load(context.inputs["preprocess"])
+    names = network_names(config)
+    engines = {f"{name}.onnx": (name, TIMED_FOLD) for name in names}
+    engines |= {f"student_fold{fold}.onnx": ("student", fold) for fold in range(cohort.folds.n) if fold != TIMED_FOLD}
+
+    parity: dict[str, dict[str, Any]] = {}
+    timed: dict[str, nn.Module] = {}
+    with context.progress.task("exporting engines", len(engines)) as task:
+        for file, (name, fold) in engines.items():
+            network = load_network(config, context.inputs["search"], context.inputs["train"], fold, name)
+            images = parity_slices(
+                cohort.select(cohort.folds.test(fold)), config.cohort.sequences, config.export.parity_slices
+            )
+            path = context.folder / ENGINES_FOLDER / file
+            found = export_engine(network, images, path, config)
+            parity[file] = {
+                "network": name,
+                "fold": fold,
+                "sha256": sha256_file(path),
+                **{key: _rounded(value) for key, value in dataclasses.asdict(found).items()},
+            }
+            if fold == TIMED_FOLD:
+                timed[name] = network
+            task.advance()
+    tolerance = {
+        "max_abs_logit_difference": config.export.max_abs_logit_difference,
+        "min_mask_dice": config.export.min_mask_dice,
+    }
+    write_json(context.folder / PARITY_FILE, {"backend": PARITY_BACKEND, "tolerance": tolerance, "engines": parity})
+    latency = measure_networks(timed, config, context.progress)
+    write_json(context.folder / LATENCY_FILE, latency)
+    write_text(context.folder / LATENCY_TABLE_FILE, latency_csv(latency))
+    for name, row in latency["networks"].items():
+        context.progress.note(
+            f"export: {name} {row['median_ms']:.2f} ms (p95 {row['p95_ms']:.2f}, n {row['n']}), "
+            f"{row['params_m']:.3f} M parameters, {row['macs_g']:.3f} GMAC"
+        )
+    # The single times stay in the file: a manifest is for reading.
+    shown = {name: {k: v for k, v in row.items() if k != "times_ms"} for name, row in latency["networks"].items()}
+    return {"parity": parity, "latency": {**latency, "networks": shown}}
+
+
+def export_engine(network: nn.Module, images: Sequence[Array], path: Path, config: RunConfig) -> Parity:
+    """Write ``network`` to ``path`` as ONNX with an open batch size, unless its engine is refused.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        images: Slices to compare on, each float32 (C, H, W).
+        path: The ``.onnx`` file.
+        config: The run's configuration.
+
+    Raises:
+        BackendError: See `glioma_nas.parity.Parity.require`; nothing is written then.
+    """
+    shape = _shape(config)
+    model = export_onnx(network, [shape], opset=config.export.opset, dynamic_batch=True)
+    backend = open_backend(PARITY_BACKEND)
+    assert isinstance(backend, OnnxBackend)
+    parity = compare(network, backend.load(model, [shape], threads=config.latency.threads), images)
+    parity.require(config.export, engine=path.name)
+    write_bytes(path, model)
+    return parity
+
+
+def parity_slices(cases: Sequence[PreparedCase], sequences: Sequence[str], n: int) -> list[Array]:
+    """Choose up to ``n`` slices, spread evenly: those with tumour first, since masks without tumour agree trivially.
+
+    Returns:
+        Slices float32 (C, H, W), channels in the order of ``sequences``.
+    """
+    places = [(case, index) for case in cases for index in range(case.n_slices) if case.brain_px[index] > 0]
+    tumour = [(case, index) for case, index in places if index in case.tumour_slices]
+    other = [(case, index) for case, index in places if index not in case.tumour_slices]
+    chosen = [*_spread(tumour, n), *_spread(other, max(n - len(tumour), 0))]
+    return [np.ascontiguousarray(case.images()[index, list(case.channels(tuple(sequences)))]) for case, index in chosen]
+
+
+def measure_networks(networks: dict[str, nn.Module], config: RunConfig, progress: Progress) -> dict[str, Any]:
+    """Time all networks on the configured engine, batch 1, one call each a round, and count their size.
+
+    Returns:
+        Environment, input shape, and for each network median, p95, n, every single time, parameters (millions), MACs
+        (10⁹) and its time relative to the student's, round by round.
+
+    Raises:
+        BackendError: The engine is missing or refuses a network.
+    """
+    options = config.latency
+    shape = _shape(config)
+    backend = open_backend(options.backend)
+    engines = {name: backend.prepare(network, [shape], threads=options.threads) for name, network in networks.items()}
+    times = time_engines(
+        engines,
+        warmup_runs=max(options.warmup_runs, 1),
+        runs=options.network_runs,
+        progress=progress,
+        description="timing networks",
+    )
+    rows = {}
+    for name, network in networks.items():
+        record = summarise(times[name], warmup_runs=max(options.warmup_runs, 1), input_shapes=[shape])
+        size = network_size(network, shape)
+        relative = ratio(times[name], times[_REFERENCE])
+        rows[name] = {
+            "median_ms": round(record.median_ms, 4),
+            "p95_ms": round(record.p95_ms, 4),
+            "n": record.n,
+            "warmup_runs": record.warmup_runs,
+            "params_m": round(size.params_m, 6),
+            "macs_g": round(size.macs_g, 6),
+            f"times_{_REFERENCE}": {key: round(value, 4) for key, value in dataclasses.asdict(relative).items()},
+            "times_ms": [round(time, 4) for time in times[name]],
+        }
+    return {
+        "environment": dataclasses.asdict(backend.environment(threads=options.threads)),
+        "input_shape": list(shape),
+        "fold": TIMED_FOLD,
+        "networks": rows,
+    }
+
+
+def latency_csv(latency: dict[str, Any]) -> str:
+    """Render what `measure_networks` returns as CSV: one row a network, with all conditions in it."""
+    environment = latency["environment"]
+    columns = ("median_ms", "p95_ms", "n", "warmup_runs", "params_m", "macs_g")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["network", *columns, f"times_{_REFERENCE}", "input_shape", *environment])
+    shape = "x".join(str(size) for size in latency["input_shape"])
+    for name, row in latency["networks"].items():
+        relative = row[f"times_{_REFERENCE}"]["median"]
+        writer.writerow([name, *(row[column] for column in columns), relative, shape, *environment.values()])
+    return text.getvalue()
+
+
+def _shape(config: RunConfig) -> tuple[int, int, int, int]:
+    side = config.preprocess.image_size_px
+    return (1, len(config.cohort.sequences), side, side)
+
+
+def _spread(places: Sequence[tuple[PreparedCase, int]], n: int) -> list[tuple[PreparedCase, int]]:
+    if len(places) <= n:
+        return list(places)
+    return [places[int(position)] for position in np.linspace(0, len(places) - 1, n).round()]
+
+
+def _rounded(value: float | int) -> float | int:
+    return float(f"{value:.6g}") if isinstance(value, float) else value

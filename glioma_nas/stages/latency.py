@@ -1,0 +1,53 @@
+"""Measure every operator of the search space on the configured engine: RUN/latency/latency_table.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from glioma_nas.latency_backend import open_backend
+from glioma_nas.latency_building import build_table
+from glioma_nas.pipeline import StageContext
+from glioma_nas.space_building import build_space
+
+TABLE_FILE = "latency_table.json"
+_SHOWN = 5
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write the table; an interrupted run continues with the operators that are still missing.
+
+    Returns:
+        Number of entries, the environment, the fastest and slowest entries, and how long the measuring took.
+
+    Raises:
+        BackendError: The engine is missing or refuses an operator, or the half-made table is of another device.
+    """
+    options = context.config.latency
+    backend = open_backend(options.backend)
+    space = build_space(context.config)
+    started = time.monotonic()
+    table = build_table(
+        space.operator_specs(),
+        backend,
+        path=context.folder / TABLE_FILE,
+        warmup_runs=options.warmup_runs,
+        runs=options.runs,
+        threads=options.threads,
+        space=space,
+        progress=context.progress,
+    )
+    elapsed_s = time.monotonic() - started
+    rows = sorted(table.rows(), key=lambda row: row["median_ms"])
+    rounded = [{**row, "median_ms": round(row["median_ms"], 4), "p95_ms": round(row["p95_ms"], 4)} for row in rows]
+    context.progress.note(f"latency: {len(table)} operators on {table.environment.describe()}, {elapsed_s:.0f} s")
+    return {
+        "entries": len(table),
+        "environment": dataclasses.asdict(table.environment),
+        "warmup_runs": options.warmup_runs,
+        "runs": options.runs,
+        "fastest": rounded[:_SHOWN],
+        "slowest": rounded[::-1][:_SHOWN],
+        "measuring_s": round(elapsed_s, 2),
+    }

@@ -1,0 +1,91 @@
+"""Search stage: run the configured strategy on fold 0's training patients and record what it found."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from glioma_nas.files import canonical_json, write_json, write_text
+from glioma_nas.latency_records import LatencyTable
+from glioma_nas.nni_bridge import explore, found_architectures
+from glioma_nas.pipeline import StageContext
+from glioma_nas.prepared import PreparedCohort
+from glioma_nas.registry import evaluators, strategies
+from glioma_nas.seeding import derive_seed, isolated_torch_rng
+from glioma_nas.space_building import build_space
+from glioma_nas.training import HISTORY_FILE
+
+SEARCH_FOLD = 0
+
+ROLES = ("teacher", "student")
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write teacher.json, student.json, their drawings and cell tables, history.csv and probabilities.json."""
+    config, search = context.config, context.config.search
+    folder = context.folder / "supernet"
+    seed = derive_seed(config.seed, "search")
+    with isolated_torch_rng(seed, "space"):
+        space = build_space(config)
+    table = LatencyTable.load(context.inputs["latency"] / "latency_table.json")
+    profiler = evaluators.get("latency_table")(space, table)
+    evaluator = evaluators.get("segmentation")(
+        str(context.inputs["preprocess"]),
+        config.cohort.sequences,
+        folder=str(folder),
+        split="search",
+        fold=SEARCH_FOLD,
+        epochs=search.pretrain_epochs + search.search_epochs,
+        steps_per_epoch=search.steps_per_epoch,
+        batch_size=search.batch_size,
+        learning_rate=search.learning_rate,
+        tumour_slice_fraction=search.tumour_slice_fraction,
+        seed=seed,
+        device=config.device,
+        progress=context.progress,
+        label=f"search ({search.strategy})",
+    )
+    strategy = strategies.get(search.strategy)(
+        profiler=profiler,
+        latency_weight=search.latency_weight,
+        pretrain_epochs=search.pretrain_epochs,
+        seed=seed,
+        **search.strategy_options,
+    )
+    explore(space, evaluator, strategy)
+
+    # A space that a one-shot strategy has turned into a supernet no longer draws or describes like the plain one.
+    plain = build_space(config)
+    found = found_architectures(strategy, plain)
+    results: dict[str, Any] = {
+        "strategy": search.strategy,
+        "latency_weight": search.latency_weight,
+        "search_fold": SEARCH_FOLD,
+        "n_search_patients": len(PreparedCohort.load(context.inputs["preprocess"]).folds.train(SEARCH_FOLD)),
+        "search_patients_note": (
+            f"The architecture was searched on the training patients of fold {SEARCH_FOLD} alone. Test patients of the other "
+            f"folds were among them, so only fold {SEARCH_FOLD} is untouched by the search; its figures are shown beside."
+        ),
+    }
+    for role in ROLES:
+        architecture = found[role]
+        architecture.save(context.folder / f"{role}.json")
+        write_text(context.folder / f"{role}.svg", plain.draw(architecture))
+        write_json(context.folder / f"{role}_cells.json", plain.describe(architecture))
+        results[role] = {
+            "id": architecture.id,
+            "branches": architecture.choices.get("branches"),
+            "table_latency_ms": round(float(profiler.profile(architecture.sample())), 4),
+            "candidates": [candidate.row() for candidate in getattr(strategy, "candidates", {}).get(role, [])],
+        }
+    module = getattr(strategy, "oneshot_module", None)
+    if hasattr(module, "architectures"):
+        weights = {name: {k: v.tolist() for k, v in item.decoded().items()} for name, item in module.architectures.items()}
+        write_text(context.folder / "probabilities.json", canonical_json(weights) + "\n")
+        results["latency_terms"] = {
+            name: {"sensitivities_ms": term.sensitivities, "coefficients": term.coefficients}
+            for name, term in module.latencies.items()
+        }
+    shutil.copyfile(folder / HISTORY_FILE, context.folder / HISTORY_FILE)
+    shutil.rmtree(folder)  # the supernet's checkpoint: of no use once its architectures are decoded
+    return results

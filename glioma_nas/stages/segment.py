@@ -1,0 +1,117 @@
+"""Segment stage: every case is segmented by the networks that never saw its patient, and scored on its own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from glioma_nas.errors import LeakageError
+from glioma_nas.files import atomic_path, read_json, write_json, write_text
+from glioma_nas.images import write_mask
+from glioma_nas.pipeline import StageContext
+from glioma_nas.prepared import PreparedCase, PreparedCohort
+from glioma_nas.segmentation_metrics import dice_coefficient, hd95_mm
+from glioma_nas.trained_networks import load_network, network_names
+
+BATCH_SLICES = 16
+THRESHOLD = 0.5
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write masks/{network}/{case}.nii.gz, masks_prepared/{network}/{case}.npy, dice.csv and provenance.json."""
+    cohort = PreparedCohort.load(context.inputs["preprocess"])
+    names = network_names(context.config)
+    jobs = [(fold, name) for fold in range(cohort.folds.n) for name in names]
+    n_steps = sum(len(cohort.folds.test(fold)) for fold, _ in jobs)
+    rows: list[dict[str, Any]] = []
+    provenance: dict[str, dict[str, Any]] = {}
+    with context.progress.task("segment", n_steps) as task:
+        for fold, name in jobs:
+            trained_on = read_json(context.inputs["train"] / f"fold{fold}" / name / "trained_on.json")["patients"]
+            network: nn.Module | None = None
+            for case_id in cohort.folds.test(fold):
+                case = cohort.cases[case_id]
+                if case.patient_id in trained_on:
+                    raise LeakageError(f"case {case_id}: network '{name}' of fold {fold} was trained on its patient")
+                row_file = context.folder / "rows" / name / f"{case_id}.json"
+                if not row_file.is_file():
+                    if network is None:
+                        network = load_network(context.config, context.inputs["search"], context.inputs["train"], fold, name)
+                        network = network.to(context.config.device)
+                    row = _segment(context, network, case, name, fold)
+                    write_json(row_file, row)
+                rows.append(read_json(row_file))
+                if name == "student":
+                    provenance[case_id] = {"network": name, "fold": fold, "train_patients": trained_on}
+                task.advance(1)
+    write_text(context.folder / "dice.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_json(context.folder / "provenance.json", provenance)
+    table = pd.DataFrame(rows)
+    return {
+        "mean_dice": {name: _mean(table, name) for name in names},
+        "n_cases": {name: int(table[table.network == name].dice.notna().sum()) for name in names},
+        "split": f"out-of-fold, {cohort.folds.n} folds, by patient",
+    }
+
+
+@torch.no_grad()
+def predict_probability(network: nn.Module, case: PreparedCase, channels: Sequence[int], device: str) -> np.ndarray:
+    """Return the tumour probability of every slice of a prepared case, float32 (Z, H, W) in [0, 1].
+
+    Args:
+        network: In evaluation mode on ``device``; gives logits (N, K, H, W) with class 0 the background.
+        case: The prepared case.
+        channels: Indices of the network's sequences among the prepared ones, in its channel order.
+        device: Where to compute.
+    """
+    network.eval()
+    images = case.images()
+    parts = []
+    for start in range(0, images.shape[0], BATCH_SLICES):
+        batch = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH_SLICES, list(channels)]))
+        parts.append((1 - network(batch.to(device)).softmax(1)[:, 0]).cpu().numpy())
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _segment(context: StageContext, network: nn.Module, case: PreparedCase, name: str, fold: int) -> dict[str, Any]:
+    channels = [case.sequences.index(sequence) for sequence in context.config.cohort.sequences]
+    probability = predict_probability(network, case, channels, context.config.device)
+    _save_array(context.folder / "masks_prepared" / name / f"{case.case_id}.npy", (probability >= THRESHOLD).astype(np.uint8))
+    mask = (case.to_native(probability) >= THRESHOLD).astype(np.uint8)
+    write_mask(context.folder / "masks" / name / f"{case.case_id}.nii.gz", mask, like=case.reference)
+    spacing_mm = nib.load(case.reference).header.get_zooms()[:3]
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    truth = case.native_mask()
+    row: dict[str, Any] = {
+        "network": name,
+        "case_id": case.case_id,
+        "patient_id": case.patient_id,
+        "fold": fold,
+        "dice": None,
+        "hd95_mm": None,
+        "volume_true_ml": None,
+        "volume_predicted_ml": float(mask.sum()) * voxel_ml,
+    }
+    if truth is not None:
+        row["dice"] = dice_coefficient(mask, truth)
+        row["hd95_mm"] = hd95_mm(mask, truth, tuple(float(value) for value in spacing_mm))
+        row["volume_true_ml"] = float(truth.sum()) * voxel_ml
+    return row
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        np.save(temporary, array, allow_pickle=False)
+
+
+def _mean(table: pd.DataFrame, name: str) -> float | None:
+    values = table[table.network == name].dice.dropna()
+    return round(float(values.mean()), 4) if len(values) else None

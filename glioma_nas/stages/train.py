@@ -1,0 +1,77 @@
+"""Train stage: teacher, student and baselines from scratch, once for each fold, on that fold's training patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from glioma_nas.files import atomic_path, write_json
+from glioma_nas.pipeline import StageContext
+from glioma_nas.prepared import PreparedCohort
+from glioma_nas.registry import evaluators
+from glioma_nas.seeding import derive_seed, isolated_torch_rng
+from glioma_nas.trained_networks import WEIGHTS_FILE, build_network, load_network, network_names
+from glioma_nas.training import LAST_CHECKPOINT
+
+AUXILIARY_WEIGHT = 0.4
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write fold{k}/{network}/weights.safetensors, history.csv and trained_on.json."""
+    cohort = PreparedCohort.load(context.inputs["preprocess"])
+    names = network_names(context.config)
+    jobs = [(fold, name) for fold in range(cohort.folds.n) for name in names]
+    with context.progress.task("networks", len(jobs)) as task:
+        for fold, name in jobs:
+            folder = context.folder / f"fold{fold}" / name
+            # The weights are written last: a folder that holds them is complete.
+            if not (folder / WEIGHTS_FILE).is_file():
+                _train(context, fold, name, folder)
+            task.advance(1)
+    return {"networks": list(names), "n_folds": cohort.folds.n, "epochs": context.config.train.epochs}
+
+
+def _train(context: StageContext, fold: int, name: str, folder: Path) -> None:
+    config, train = context.config, context.config.train
+    seed = derive_seed(config.seed, "train", fold, name)
+    search = context.inputs["search"]
+    with isolated_torch_rng(seed, "initial weights"):
+        network = build_network(config, search, name)
+    # The teacher of the same fold, so that nothing of the fold's test patients reaches the student through it.
+    teacher: nn.Module | None = None
+    if name == "student" and train.kd_weight > 0:
+        teacher = load_network(config, search, context.folder, fold, "teacher")
+    evaluator = evaluators.get("segmentation")(
+        str(context.inputs["preprocess"]),
+        config.cohort.sequences,
+        folder=str(folder),
+        split="train",
+        fold=fold,
+        epochs=train.epochs,
+        steps_per_epoch=train.steps_per_epoch,
+        batch_size=train.batch_size,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        loss=train.loss,
+        auxiliary_weight=AUXILIARY_WEIGHT,
+        schedule="poly",
+        tumour_slice_fraction=train.tumour_slice_fraction,
+        augment=train.augment,
+        seed=seed,
+        device=config.device,
+        progress=context.progress,
+        label=f"train {name}, fold {fold + 1}",
+        teacher=teacher,
+        kd_weight=train.kd_weight,
+        kd_temperature=train.kd_temperature,
+        kd_direction=train.kd_direction,
+    )
+    evaluator.evaluate(network)
+    write_json(folder / "trained_on.json", {"fold": fold, "network": name, "patients": evaluator.training_patients})
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary)
+    (folder / LAST_CHECKPOINT).unlink(missing_ok=True)

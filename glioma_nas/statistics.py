@@ -1,0 +1,456 @@
+"""Say how well a binary marker is predicted, patient by patient, and how sure one may be of it.
+
+One row is one patient; nothing here looks at slices. Every figure comes with an interval, the number of patients and
+the number of positive ones. Thresholds are inputs: whoever predicts chooses them on training folds with
+`choose_threshold`.
+
+References:
+    DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988): variance of the area under the ROC curve.
+    Sun and Xu, IEEE Signal Processing Letters 21 (2014): the same from mid-ranks, in O(n log n).
+    Wilson, JASA 22 (1927): interval of a proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm, rankdata
+
+from glioma_nas.errors import LabelError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One figure with its uncertainty.
+
+    Attributes:
+        value: The figure.
+        low: Lower end of the interval, never above ``value``.
+        high: Upper end of the interval, never below ``value``.
+        method: How the interval was made.
+        n: Patients.
+        n_positive: Patients of the positive class.
+        confidence: Coverage the interval aims at, in (0, 1).
+    """
+
+    value: float
+    low: float
+    high: float
+    method: str
+    n: int
+    n_positive: int
+    confidence: float = CONFIDENCE
+
+    def as_json(self, digits: int = 4) -> dict[str, Any]:
+        """Return plain data with floats rounded to ``digits``."""
+        return {key: round(item, digits) if isinstance(item, float) else item for key, item in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two classifiers on the same patients: AUC of the first minus AUC of the second.
+
+    Attributes:
+        difference: In [-1, 1].
+        low: Lower end of the 95 % interval.
+        high: Upper end of the 95 % interval.
+        p_value: Two-sided, of the hypothesis that the areas are equal.
+        n: Patients.
+        n_positive: Patients of the positive class.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+    n_positive: int
+
+    def as_json(self, digits: int = 4) -> dict[str, Any]:
+        """Return plain data with floats rounded to ``digits``."""
+        return {key: round(item, digits) if isinstance(item, float) else item for key, item in asdict(self).items()}
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Ints, Floats]:
+    truth = np.asarray(labels)
+    values = np.asarray(scores, dtype=np.float64)
+    if truth.ndim != 1 or values.shape != truth.shape:
+        raise LabelError(
+            f"labels and scores must be two equally long rows, got shapes {truth.shape} and {values.shape}"
+        )
+    if not np.isin(truth, (0, 1)).all():
+        raise LabelError(f"labels must be 0 or 1, got {sorted({str(value) for value in truth.tolist()})}")
+    if not np.isfinite(values).all():
+        raise LabelError(f"{int((~np.isfinite(values)).sum())} of {values.size} scores are NaN or infinite")
+    positive = int((truth == 1).sum())
+    if positive in (0, truth.size):
+        raise LabelError(
+            f"all {truth.size} labels are of one class: sensitivity, specificity and AUC need patients of both classes"
+        )
+    return truth.astype(np.int64), values
+
+
+def _structural_components(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
+    """Return, for each positive, the share of negatives below it, and for each negative, the share of positives above.
+
+    Ties count one half. Shapes (n_positive,) and (n_negative,).
+    """
+    positives, negatives = scores[labels == 1], scores[labels == 0]
+    m, n = positives.size, negatives.size
+    joint = rankdata(np.concatenate([positives, negatives]))
+    of_positives = (joint[:m] - rankdata(positives)) / n
+    of_negatives = 1.0 - (joint[m:] - rankdata(negatives)) / m
+    return of_positives, of_negatives
+
+
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Return the area under the ROC curve, P(score⁺ > score⁻) + ½·P(score⁺ = score⁻).
+
+    Args:
+        labels: (n,), 0 or 1.
+        scores: (n,), finite; higher means positive.
+
+    Raises:
+        LabelError: One class only, or a score that is not finite.
+
+    >>> auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    0.75
+    """
+    truth, values = _checked(labels, scores)
+    return float(_structural_components(truth, values)[0].mean())
+
+
+def delong(labels: ArrayLike, scores: ArrayLike, *, confidence: float = CONFIDENCE) -> Estimate:
+    """Return the AUC with DeLong's interval, cut off at 0 and 1.
+
+    A perfect (or perfectly wrong) ranking has DeLong variance 0, which is no certainty. There the interval follows from
+    k = min(n⁺, n⁻) disjoint pairs: all are ordered alike with probability AUC^k, so the bound is (α/2)^(1/k).
+
+    Args:
+        labels: (n,), 0 or 1, at least two of each.
+        scores: (n,), finite; higher means positive.
+        confidence: In (0, 1).
+
+    Raises:
+        LabelError: Fewer than two patients of a class, or a score that is not finite.
+    """
+    truth, values = _checked(labels, scores)
+    value, variance = auc_variance(truth, values)
+    positive = int(truth.sum())
+    alpha = 1.0 - confidence
+    if value in (0.0, 1.0):
+        bound = float((alpha / 2) ** (1.0 / min(positive, truth.size - positive)))
+        low, high = (bound, 1.0) if value == 1.0 else (0.0, 1.0 - bound)
+        return Estimate(value, low, high, "disjoint pairs, exact", truth.size, positive, confidence)
+    half = float(norm.ppf(1.0 - alpha / 2) * np.sqrt(variance))
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half), "DeLong", truth.size, positive, confidence)
+
+
+def auc_variance(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
+    """Return the AUC and DeLong's variance of it, S₁₀/n⁺ + S₀₁/n⁻.
+
+    Raises:
+        LabelError: Fewer than two patients of a class, or a score that is not finite.
+    """
+    truth, values = _checked(labels, scores)
+    _require_two_each(truth)
+    of_positives, of_negatives = _structural_components(truth, values)
+    variance = of_positives.var(ddof=1) / of_positives.size + of_negatives.var(ddof=1) / of_negatives.size
+    return float(of_positives.mean()), float(variance)
+
+
+def paired_delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> Comparison:
+    """Compare two classifiers on the same patients by DeLong's paired test.
+
+    Args:
+        labels: (n,), 0 or 1, at least two of each.
+        first: (n,), scores of the first classifier.
+        second: (n,), scores of the second classifier.
+
+    Raises:
+        LabelError: Fewer than two patients of a class, or a score that is not finite.
+    """
+    truth, a = _checked(labels, first)
+    _, b = _checked(labels, second)
+    _require_two_each(truth)
+    components = [
+        x - y for x, y in zip(_structural_components(truth, a), _structural_components(truth, b), strict=True)
+    ]
+    difference = float(components[0].mean())
+    # The variance of a difference of two areas is that of the paired differences of their components.
+    deviation = float(np.sqrt(sum(part.var(ddof=1) / part.size for part in components)))
+    # Without spread there is no doubt: the areas are equal, or they differ for certain.
+    p_value = float(2 * norm.sf(abs(difference) / deviation)) if deviation > 0 else float(difference == 0)
+    half = float(norm.ppf(0.5 + CONFIDENCE / 2)) * deviation
+    return Comparison(
+        difference, max(-1.0, difference - half), min(1.0, difference + half), p_value, truth.size, int(truth.sum())
+    )
+
+
+def _require_two_each(labels: Ints) -> None:
+    positive = int(labels.sum())
+    if min(positive, labels.size - positive) < 2:
+        raise LabelError(
+            f"the variance of an AUC needs at least two patients of each class, got {positive} positive and "
+            f"{labels.size - positive} negative"
+        )
+
+
+def auc_within(labels: ArrayLike, scores: ArrayLike, groups: Sequence[Hashable]) -> float | None:
+    """Return the AUC over pairs of patients of the same group, for example the same test fold.
+
+    Scores of different folds come from different networks; pooling them lets a shift between folds pass for skill or
+    hide it. Comparing within folds only is free of that.
+
+    Returns:
+        In [0, 1]; none when no group holds both classes.
+    """
+    truth, values = _checked(labels, scores)
+    keys = np.asarray([str(group) for group in groups])
+    ordered, pairs = 0.0, 0
+    for key in np.unique(keys):
+        inside = keys == key
+        positive = int(truth[inside].sum())
+        count = positive * (int(inside.sum()) - positive)
+        if count:
+            ordered += auc(truth[inside], values[inside]) * count
+            pairs += count
+    return ordered / pairs if pairs else None
+
+
+def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """Return false-positive rate, true-positive rate and threshold, from (0, 0) to (1, 1), one point a distinct score.
+
+    A patient is called positive when its score is at least the threshold; the first threshold is infinite.
+    """
+    truth, values = _checked(labels, scores)
+    thresholds = np.concatenate([[np.inf], np.unique(values)[::-1]])
+    called = values[None, :] >= thresholds[:, None]
+    true_positive = (called & (truth == 1)).sum(axis=1) / truth.sum()
+    false_positive = (called & (truth == 0)).sum(axis=1) / (truth == 0).sum()
+    return false_positive, true_positive, thresholds
+
+
+def choose_threshold(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the threshold of the best balanced accuracy; give it training patients only.
+
+    Candidates lie half-way between neighbouring scores. Among equally good ones the widest gap wins, which is the one
+    least likely to cut differently on other patients. If all scores are equal no threshold separates: 0.5.
+
+    Args:
+        labels: (n,), 0 or 1.
+        probabilities: (n,), in [0, 1].
+
+    Raises:
+        LabelError: One class only, or a probability that is not finite.
+    """
+    truth, values = _checked(labels, probabilities)
+    distinct = np.unique(values)
+    if distinct.size < 2:
+        return 0.5
+    middles = (distinct[1:] + distinct[:-1]) / 2
+    scores = [balanced_accuracy(truth, (values >= middle).astype(np.int64)) for middle in middles]
+    # Rounding makes candidates of equal counts equal whatever the order of the additions was.
+    best = max(zip(np.round(scores, 12), np.diff(distinct), -middles, strict=True))
+    return float(-best[2])
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Confusion counts of patients."""
+
+    true_positive: int
+    false_negative: int
+    true_negative: int
+    false_positive: int
+
+    @property
+    def n(self) -> int:
+        """All patients."""
+        return self.true_positive + self.false_negative + self.true_negative + self.false_positive
+
+
+def count(labels: ArrayLike, predicted: ArrayLike) -> Counts:
+    """Count agreements of labels and predicted classes, both (n,), 0 or 1."""
+    truth, called = np.asarray(labels) == 1, np.asarray(predicted) == 1
+    return Counts(
+        int((truth & called).sum()),
+        int((truth & ~called).sum()),
+        int((~truth & ~called).sum()),
+        int((~truth & called).sum()),
+    )
+
+
+def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the share of patients called right."""
+    c = count(labels, predicted)
+    return (c.true_positive + c.true_negative) / c.n
+
+
+def sensitivity(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the share of positive patients called positive."""
+    c = count(labels, predicted)
+    return c.true_positive / (c.true_positive + c.false_negative)
+
+
+def specificity(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the share of negative patients called negative."""
+    c = count(labels, predicted)
+    return c.true_negative / (c.true_negative + c.false_positive)
+
+
+def balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the mean of sensitivity and specificity."""
+    return (sensitivity(labels, predicted) + specificity(labels, predicted)) / 2
+
+
+def kappa(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return Cohen's kappa, (p_o - p_e) / (1 - p_e): agreement beyond what the class frequencies alone would give."""
+    c = count(labels, predicted)
+    observed = (c.true_positive + c.true_negative) / c.n
+    positive = (c.true_positive + c.false_negative) * (c.true_positive + c.false_positive)
+    negative = (c.true_negative + c.false_positive) * (c.true_negative + c.false_negative)
+    expected = (positive + negative) / c.n**2
+    return (observed - expected) / (1.0 - expected)
+
+
+def matthews(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return Matthews' correlation coefficient; 0 when all patients are called alike."""
+    c = count(labels, predicted)
+    scale = float(c.true_positive + c.false_positive) * float(c.true_negative + c.false_negative)
+    scale *= float(c.true_positive + c.false_negative) * float(c.true_negative + c.false_positive)
+    if scale == 0:
+        return 0.0
+    return float((c.true_positive * c.true_negative - c.false_positive * c.false_negative) / np.sqrt(scale))
+
+
+def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the mean squared difference of label and probability; 0 is perfect, 0.25 is always saying one half."""
+    return float(np.mean((np.asarray(labels, dtype=np.float64) - np.asarray(probabilities, dtype=np.float64)) ** 2))
+
+
+def wilson_interval(successes: int, n: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return Wilson's interval of a proportion; unlike a bootstrap it keeps its width at 0 and n successes."""
+    z = float(norm.ppf(0.5 + confidence / 2))
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * float(np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)))
+    # In exact arithmetic the ends are 0 and 1 here.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return low, high
+
+
+def bootstrap_interval(
+    labels: ArrayLike,
+    columns: Sequence[ArrayLike],
+    statistic: Callable[..., float | None],
+    *,
+    samples: int,
+    generator: np.random.Generator,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """Return the percentile interval of ``statistic(labels, *columns)`` over patients drawn with replacement.
+
+    Positive and negative patients are drawn apart, as many of each as there are: with ten patients of a class a free
+    draw would often hold hardly any.
+
+    Args:
+        labels: (n,), 0 or 1, one entry a patient.
+        columns: Arrays (n,) that are drawn along.
+        statistic: Draws for which it returns none are left out.
+        samples: Number of draws.
+        generator: Source of the draws.
+        confidence: In (0, 1).
+
+    Raises:
+        LabelError: One class only.
+    """
+    truth = np.asarray(labels, dtype=np.int64)
+    arrays = [np.asarray(column) for column in columns]
+    positive, negative = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
+    if not positive.size or not negative.size:
+        raise LabelError(f"all {truth.size} labels are of one class: an interval needs patients of both classes")
+    values = []
+    for _ in range(samples):
+        drawn = np.concatenate([generator.choice(positive, positive.size), generator.choice(negative, negative.size)])
+        value = statistic(truth[drawn], *(array[drawn] for array in arrays))
+        if value is not None:
+            values.append(value)
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def binary_report(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    thresholds: ArrayLike,
+    *,
+    samples: int,
+    generator: np.random.Generator,
+    groups: Sequence[Hashable] | None = None,
+) -> dict[str, Estimate]:
+    """Return every figure of a binary classifier, one row a patient.
+
+    Args:
+        labels: (n,), 0 or 1, at least two of each.
+        probabilities: (n,), in [0, 1].
+        thresholds: (n,) or a scalar; a patient is called positive when its probability is at least its threshold.
+        samples: Bootstrap draws.
+        generator: Source of the draws.
+        groups: The test fold of each patient, for the AUC within folds; left out when none.
+
+    Returns:
+        ``auc`` (DeLong), ``auc_within_folds``, ``accuracy``, ``sensitivity``, ``specificity`` (Wilson),
+        ``balanced_accuracy``, ``kappa``, ``mcc``, ``brier`` (bootstrap over patients).
+
+    Raises:
+        LabelError: Fewer than two patients of a class, or a probability that is not finite.
+    """
+    truth, values = _checked(labels, probabilities)
+    called = (values >= np.broadcast_to(np.asarray(thresholds, dtype=np.float64), values.shape)).astype(np.int64)
+    n, positive = int(truth.size), int(truth.sum())
+    report = {"auc": delong(truth, values)}
+
+    def bootstrapped(value: float, columns: Sequence[ArrayLike], statistic: Callable[..., float | None]) -> Estimate:
+        low, high = bootstrap_interval(truth, columns, statistic, samples=samples, generator=generator)
+        return Estimate(value, min(low, value), max(high, value), f"bootstrap, {samples} draws", n, positive)
+
+    if groups is not None:
+        within = auc_within(truth, values, groups)
+        if within is not None:
+            keys = np.asarray([str(group) for group in groups])
+            report["auc_within_folds"] = bootstrapped(within, [values, keys], auc_within)
+    c = count(truth, called)
+    for name, successes, total in (
+        ("accuracy", c.true_positive + c.true_negative, n),
+        ("sensitivity", c.true_positive, positive),
+        ("specificity", c.true_negative, n - positive),
+    ):
+        low, high = wilson_interval(successes, total)
+        report[name] = Estimate(successes / total, low, high, "Wilson", n, positive)
+    for name, statistic in (("balanced_accuracy", balanced_accuracy), ("kappa", kappa), ("mcc", matthews)):
+        report[name] = bootstrapped(statistic(truth, called), [called], statistic)
+    report["brier"] = bootstrapped(brier(truth, values), [values], brier)
+    check_invariants({name: estimate.value for name, estimate in report.items()})
+    return report
+
+
+def check_invariants(values: dict[str, float]) -> None:
+    """Assert what holds for every binary classifier: accuracy lies between sensitivity and specificity.
+
+    Tables that break it (as published ones do) were not computed from one set of predictions.
+    """
+    low, high = sorted((values["sensitivity"], values["specificity"]))
+    assert low - 1e-9 <= values["accuracy"] <= high + 1e-9, f"accuracy outside sensitivity and specificity: {values}"
+    assert abs(values["balanced_accuracy"] - (low + high) / 2) < 1e-9, f"balanced accuracy is not their mean: {values}"

@@ -1,0 +1,1 @@
+"""Phantoms and conformance suites for this project's tests and for plugin authors'."""

@@ -1,0 +1,1 @@
+"""Evaluator plugins that consume masks (IDH, Ki67) and baseline networks."""

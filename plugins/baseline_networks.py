@@ -1,0 +1,150 @@
+"""Segmentation networks the searched ones are compared with, all trained and timed the same way.
+
+Every factory takes ``in_channels`` and ``n_classes`` and gives a module that maps float32 images (N, C, H, W) to logits
+(N, K, H, W) of the same height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glioma_nas.errors import ConfigError, ImageError
+from glioma_nas.registry import networks
+
+
+class MultipleOf(nn.Module):
+    """A network that needs image sides divisible by ``multiple`` and says so, instead of failing deep inside.
+
+    Args:
+        network: Takes images (N, C, H, W).
+        multiple: What both sides must be divisible by.
+    """
+
+    def __init__(self, network: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.network = network
+        self.multiple = multiple
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the network's logits (N, K, H, W), float32.
+
+        Raises:
+            ImageError: A side is not divisible by ``multiple``.
+        """
+        height, width = image.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            raise ImageError(
+                f"image of {height}×{width} pixels: this network needs sides divisible by {self.multiple}; "
+                f"set preprocess.image_size_px to a multiple of {self.multiple}"
+            )
+        logits: Tensor = self.network(image)
+        return logits
+
+
+@networks.register("monai_unet")
+def monai_unet(
+    in_channels: int, n_classes: int, *, channels: Sequence[int] = (16, 32, 64, 128), res_units: int = 2
+) -> nn.Module:
+    """MONAI's residual U-Net; ``channels`` per level, ``res_units`` convolutions in each residual unit.
+
+    Reference: Kerfoot et al., Left-Ventricle Quantification Using Residual U-Net, STACOM 2018.
+    """
+    from monai.networks.nets import UNet
+
+    _check_channels("monai_unet", "channels", channels, at_least=2)
+    network = UNet(
+        spatial_dims=2,
+        in_channels=in_channels,
+        out_channels=n_classes,
+        channels=tuple(channels),
+        strides=(2,) * (len(channels) - 1),
+        num_res_units=res_units,
+    )
+    return MultipleOf(network, 2 ** (len(channels) - 1))
+
+
+@networks.register("monai_basic_unet")
+def monai_basic_unet(
+    in_channels: int, n_classes: int, *, features: Sequence[int] = (32, 32, 64, 128, 256, 32)
+) -> nn.Module:
+    """MONAI's BasicUNet; ``features`` of the five levels and of the last layer.
+
+    Reference: Falk et al., U-Net: deep learning for cell counting, Nature Methods 16, 2019.
+    """
+    from monai.networks.nets import BasicUNet
+
+    _check_channels("monai_basic_unet", "features", features, at_least=6, at_most=6)
+    network = BasicUNet(spatial_dims=2, in_channels=in_channels, out_channels=n_classes, features=tuple(features))
+    return MultipleOf(network, 16)
+
+
+@networks.register("unet_thesis")
+def unet_thesis(in_channels: int, n_classes: int, *, width: int = 64) -> nn.Module:
+    """Plain U-Net of five levels, ``width`` to 16·``width`` channels: 64 … 1024, the baseline of table 4-5.
+
+    Convolutions are padded, so that the output keeps the input's size, and followed by batch normalisation.
+
+    Reference: Ronneberger et al., U-Net, MICCAI 2015, figure 1.
+    """
+    _check_channels("unet_thesis", "width", [width], at_least=1)
+    return MultipleOf(PlainUNet(in_channels, n_classes, width=width, levels=5), 16)
+
+
+class PlainUNet(nn.Module):
+    """Encoder of double convolutions and max pooling, decoder of transposed convolutions and concatenated skips.
+
+    Args:
+        in_channels: C of the images.
+        n_classes: K of the logits.
+        width: Channels of the first level; each level below has twice as many.
+        levels: Number of resolutions.
+    """
+
+    def __init__(self, in_channels: int, n_classes: int, *, width: int, levels: int) -> None:
+        super().__init__()
+        channels = [width * 2**level for level in range(levels)]
+        self.down = nn.ModuleList(
+            _double_conv(before, after) for before, after in zip([in_channels, *channels], channels, strict=False)
+        )
+        self.pool = nn.MaxPool2d(2)
+        pairs = list(zip(channels[1:], channels, strict=False))[::-1]
+        self.up = nn.ModuleList(nn.ConvTranspose2d(below, above, 2, stride=2) for below, above in pairs)
+        self.merge = nn.ModuleList(_double_conv(2 * above, above) for _, above in pairs)
+        self.classify = nn.Conv2d(width, n_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (N, K, H, W), float32, for images (N, C, H, W) with sides divisible by 2^(levels-1)."""
+        skips: list[Tensor] = []
+        x = image
+        for level, block in enumerate(self.down):
+            x = block(self.pool(x) if level else x)
+            skips.append(x)
+        for up, merge, skip in zip(self.up, self.merge, skips[-2::-1], strict=True):
+            x = merge(torch.cat([skip, up(x)], dim=1))
+        logits: Tensor = self.classify(x)
+        return logits
+
+
+def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before in (in_channels, out_channels):
+        # The normalisation that follows has the bias.
+        layers += [
+            nn.Conv2d(before, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+def _check_channels(
+    network: str, option: str, value: Any, *, at_least: int, at_most: int | None = None
+) -> None:  # value comes from a YAML file
+    count = f"{at_least}" if at_least == at_most else f"at least {at_least}"
+    good = isinstance(value, list | tuple) and all(isinstance(number, int) and number > 0 for number in value)
+    if not good or len(value) < at_least or (at_most is not None and len(value) > at_most):
+        raise ConfigError(f"{network}: {option} is {value!r}; give {count} positive whole number(s)")

@@ -1,0 +1,145 @@
+"""The operators a cell chooses from, written once as ordinary modules of NNI mutable layers.
+
+An operator is a class ``(in_channels, out_channels, stride)`` registered in `glioma_nas.registry.operators`. Channels may
+be numbers or NNI expressions over width choices; the same class then serves the supernet (sliced super-kernels), NNI's
+own strategies, the latency table and the derived network, where the mutable layers become plain ones.
+
+A class with ``is_skip = True`` is a skip connection: at stride 1 the derived network may leave it out.
+
+Reference: Chen et al., FasterSeg, ICLR 2020 (zoomed convolution), https://arxiv.org/abs/1912.10917.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from nni.nas.nn.pytorch import MutableBatchNorm2d, MutableConv2d
+from torch import Tensor, nn
+
+from glioma_nas.errors import ArchitectureError
+from glioma_nas.registry import operators
+
+Channels = Any
+"""A number of channels: an int, or an NNI expression over width choices (NNI ships no types)."""
+
+
+def conv_bn_relu(in_channels: Channels, out_channels: Channels, kernel_size: int = 3, stride: int = 1) -> nn.Sequential:
+    """Build convolution, batch norm and ReLU; the padding keeps the size at stride 1 and halves even sizes at stride 2."""
+    return nn.Sequential(
+        MutableConv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
+        MutableBatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def halve(x: Tensor) -> Tensor:
+    """Shrink by 2; for even sizes the 2×2 mean equals bilinear interpolation at factor 0.5, and every engine runs it fast.
+
+    Args:
+        x: Shape (N, C, H, W), H and W even.
+
+    Returns:
+        Shape (N, C, H/2, W/2).
+    """
+    return F.avg_pool2d(x, 2)
+
+
+def enlarge(x: Tensor, factor: int) -> Tensor:
+    """Enlarge bilinearly by a whole factor.
+
+    Args:
+        x: Shape (N, C, H, W).
+
+    Returns:
+        Shape (N, C, H·factor, W·factor).
+    """
+    return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def _check_stride(stride: int) -> None:
+    if stride not in (1, 2):
+        raise ArchitectureError(f"operator stride {stride}: allowed are 1 (keep the scale) and 2 (go down one scale)")
+
+
+@operators.register("skip")
+class Skip(nn.Module):
+    """Skip connection: a 1×1 convolution where it cannot be left out, after a 2×2 mean at stride 2."""
+
+    is_skip = True
+
+    def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
+        super().__init__()
+        _check_stride(stride)
+        self.stride = stride
+        self.body = conv_bn_relu(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
+        return self.body(halve(x) if self.stride == 2 else x)
+
+
+@operators.register("conv3x3")
+class Conv3x3(nn.Module):
+    """One 3×3 convolution."""
+
+    def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
+        super().__init__()
+        _check_stride(stride)
+        self.body = conv_bn_relu(in_channels, out_channels, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
+        return self.body(x)
+
+
+@operators.register("conv3x3_x2")
+class Conv3x3Twice(nn.Module):
+    """Two 3×3 convolutions, the first one strided."""
+
+    def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
+        super().__init__()
+        _check_stride(stride)
+        self.body = nn.Sequential(
+            conv_bn_relu(in_channels, out_channels, stride=stride), conv_bn_relu(out_channels, out_channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
+        return self.body(x)
+
+
+class _Zoomed(nn.Module):
+    def __init__(self, in_channels: Channels, out_channels: Channels, stride: int, *, depth: int) -> None:
+        super().__init__()
+        _check_stride(stride)
+        self.stride = stride
+        units = [conv_bn_relu(in_channels if i == 0 else out_channels, out_channels) for i in range(depth)]
+        self.body = nn.Sequential(*units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride); H and W even."""
+        # Norm and ReLU stay at the low resolution: a quarter of the work, and engines fuse them into the convolution.
+        x = self.body(halve(x))
+        return enlarge(x, 2) if self.stride == 1 else x
+
+
+@operators.register("zoomed_conv")
+class ZoomedConv(_Zoomed):
+    """A 3×3 convolution at half the resolution: bilinear down, convolution, bilinear up (not at stride 2)."""
+
+    def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
+        super().__init__(in_channels, out_channels, stride, depth=1)
+
+
+@operators.register("zoomed_conv_x2")
+class ZoomedConvTwice(_Zoomed):
+    """Two 3×3 convolutions at half the resolution: bilinear down, convolutions, bilinear up (not at stride 2)."""
+
+    def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
+        super().__init__(in_channels, out_channels, stride, depth=2)
+
+
+def is_skip(name: str) -> bool:
+    """Tell whether the operator registered as ``name`` is a skip connection."""
+    return bool(getattr(operators.get(name), "is_skip", False))

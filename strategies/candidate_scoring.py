@@ -1,0 +1,89 @@
+"""Score decoded networks that still carry the supernet's weights, to choose among branch pairs (METHOD eq. 4-1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One decoded network and what it scored.
+
+    Attributes:
+        branches: The branch set, for example ``2_8``; none in a space without branches.
+        accuracy: Score of the inherited network in [0, 1], higher is better.
+        latency_ms: Latency from the table; none without a profiler.
+        target: Target(m) of eq. 4-1, the figure candidates are ranked by.
+    """
+
+    branches: str | None
+    accuracy: float
+    latency_ms: float | None
+    target: float
+
+    def row(self) -> dict[str, Any]:
+        """Return plain data for files and tables."""
+        return asdict(self)
+
+
+def target_score(
+    accuracy: float, latency_ms: float | None, *, target_latency_ms: float | None, exponents: tuple[float, float]
+) -> float:
+    """Return Target(m) = ACC(m)·(LAT(m)/T)^w with w = a if LAT ≤ T else b.
+
+    Args:
+        accuracy: ACC in [0, 1].
+        latency_ms: LAT in ms; without one the accuracy alone counts.
+        target_latency_ms: T in ms; none only when a = b, where T rescales all candidates alike.
+        exponents: (a, b), negative to reward speed.
+
+    Reference:
+        Tan et al., MnasNet, CVPR 2019, eq. 2; thesis eq. 4-1.
+
+    >>> round(target_score(0.8, 10.0, target_latency_ms=5.0, exponents=(0.0, -1.0)), 3)
+    0.4
+    """
+    if latency_ms is None:
+        return accuracy
+    below, above = exponents
+    target_ms = 1.0 if target_latency_ms is None else target_latency_ms
+    return float(accuracy * (latency_ms / target_ms) ** (below if latency_ms <= target_ms else above))
+
+
+def warn_about_equal_exponents(exponents: tuple[float, float], target_latency_ms: float | None) -> None:
+    """Warn when the target latency cannot change any choice."""
+    if exponents[0] == exponents[1] and target_latency_ms is not None:
+        _logger.warning(
+            "target latency %s ms has no effect: with equal exponents it rescales every candidate alike", target_latency_ms
+        )
+
+
+@torch.no_grad()
+def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]], *, n_batches: int) -> None:
+    """Replace the running statistics of every batch norm by their mean over ``n_batches`` batches.
+
+    A subnet cut out of a supernet inherits statistics gathered under soft mixtures, which do not fit it.
+
+    Reference:
+        Yu & Huang, Universally Slimmable Networks, ICCV 2019, sec. 3.3.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches instead of an exponential one
+    model.train()
+    for batch in islice(batches, n_batches):
+        model(batch["image"])
+    model.eval()
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum

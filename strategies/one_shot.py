@@ -1,0 +1,234 @@
+"""Latency-regularised one-shot strategies: ``latency_darts`` for one network, ``co_search`` for teacher and student.
+
+Both are NNI strategies over a Lightning evaluator and run in a plain ``NasExperiment(space, evaluator, strategy)``.
+
+Reference: Liu et al., DARTS, ICLR 2019; Chen et al., FasterSeg, ICLR 2020; thesis 4.3.2-4.3.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
+from nni.nas.space import RawFormatModelSpace
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
+
+from glioma_nas.architecture import Architecture
+from glioma_nas.errors import ConfigError
+from glioma_nas.registry import strategies
+from glioma_nas.relaxation import RelaxationSlot, relaxation_hooks
+from glioma_nas.seeding import isolated_torch_rng
+from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
+from glioma_nas.strategies.candidate_scoring import (
+    Candidate,
+    recalibrate_batch_norm,
+    target_score,
+    warn_about_equal_exponents,
+)
+from glioma_nas.strategies.latency_term import DecoupledLatency
+from glioma_nas.strategies.supernet_search import SupernetSearch
+from glioma_nas.training import interruptible
+
+BRANCHES_LABEL = "branches"
+"""Label of the choice that is made last, by scoring every value's decoded network."""
+
+WIDTH_RULES = ("max", "min", "random", "sampled")
+
+
+class LatencyRegularisedSearch(OneShotStrategy):
+    """Base of both strategies.
+
+    Args:
+        profiler: NNI profiler of the space with ``expectation(weights) -> Tensor`` in ms, differentiable, and
+            ``profile(sample) -> float``; none searches for accuracy only and requires ``latency_weight=0``.
+        latency_weight: λ of eq. 4-11, per ms; acts on the student only.
+        latency_coefficients: (w₁, w₂, w₃) of eq. 4-9, or ``auto``.
+        pretrain_epochs: Epochs that train W only.
+        pretrain_widths: Width rules of one step's passes while pretraining.
+        search_widths: Likewise while searching.
+        architecture_learning_rate: Adam's learning rate for α, β, γ.
+        gradient_clip: Largest norm of the gradient of W.
+        decode: Decoding of β, see the space's decoder.
+        target_latency_ms: T of eq. 4-1.
+        target_exponents: (a, b) of eq. 4-1.
+        recalibration_batches: Batches for the batch norms of a decoded network before it is scored.
+        seed: Seed of everything drawn.
+    """
+
+    architectures: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        *,
+        profiler: Any = None,
+        latency_weight: float = 0.01,
+        latency_coefficients: Any = "auto",
+        pretrain_epochs: int = 20,
+        pretrain_widths: Sequence[str] = ("max", "min", "random", "random"),
+        search_widths: Sequence[str] = ("max", "min", "sampled"),
+        architecture_learning_rate: float = 3e-4,
+        gradient_clip: float = 5.0,
+        decode: str = "joint",
+        target_latency_ms: float | None = None,
+        target_exponents: tuple[float, float] = (-0.07, -0.07),
+        recalibration_batches: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if profiler is None and latency_weight > 0:
+            raise ConfigError("latency_weight > 0 needs a profiler; build a latency table or set latency_weight: 0")
+        if target_latency_ms is None and target_exponents[0] != target_exponents[1]:
+            raise ConfigError("unequal target_exponents need target_latency_ms")
+        for rule in (*pretrain_widths, *search_widths):
+            if rule not in WIDTH_RULES:
+                raise ConfigError(f"unknown width rule '{rule}'; allowed: {', '.join(WIDTH_RULES)}")
+        warn_about_equal_exponents(tuple(target_exponents), target_latency_ms)
+        self.relaxation_slot = RelaxationSlot()
+        self.profiler = profiler
+        self.latency_weight = latency_weight
+        self.latency_coefficients = latency_coefficients
+        self.pretrain_epochs = pretrain_epochs
+        self.pretrain_widths = tuple(pretrain_widths)
+        self.search_widths = tuple(search_widths)
+        self.architecture_learning_rate = architecture_learning_rate
+        self.gradient_clip = gradient_clip
+        self.decode = decode
+        self.target_latency_ms = target_latency_ms
+        self.target_exponents = tuple(target_exponents)
+        self.recalibration_batches = recalibration_batches
+        self.seed = seed
+        self.found: dict[str, Architecture] = {}
+        self.candidates: dict[str, list[Candidate]] = {}
+        self._loaders: dict[str, Any] = {}
+
+    def default_mutation_hooks(self) -> list[Any]:
+        """Return the hooks that relax layer and input choices; the space brings those for its layers."""
+        return [*relaxation_hooks(self.relaxation_slot), *super().default_mutation_hooks()]
+
+    def mutate_model(self, model: Any) -> Any:
+        """Turn the space into a supernet, its new weights drawn from this strategy's seed."""
+        with isolated_torch_rng(self.seed, "supernet"):
+            return super().mutate_model(model)
+
+    def train_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
+        """Pair a batch for W with a batch for the architecture in each step."""
+        self._loaders = {"train": train_dataloader_fn(), "val": val_dataloader_fn()}
+        return CombinedLoader(dict(self._loaders), mode="min_size")
+
+    def val_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
+        """Return the loader the architecture trains on; the trainer never validates with it."""
+        return self._loaders["val"]
+
+    def configure_oneshot_module(self, training_module: Any) -> SupernetSearch:
+        """Build the searching module; called by NNI once the space is a supernet."""
+        space = self._space()
+        choices, groups = choices_of(space), groups_of(space)
+        fixed = getattr(space, "fixed_choices", {})
+        with isolated_torch_rng(self.seed, "architecture parameters"):
+            parameters = [
+                ArchitectureParameters(
+                    name,
+                    choices=choices,
+                    groups=groups,
+                    fixed=fixed.get(name, {}),
+                    search_widths=self._searches_latency(name),
+                )
+                for name in self.architectures
+            ]
+        latencies = {
+            item.name: self._latency_term(item, choices, groups)
+            for item in parameters
+            if self.profiler is not None and self._searches_latency(item.name)
+        }
+        return SupernetSearch(
+            training_module,
+            slot=self.relaxation_slot,
+            architectures=parameters,
+            latencies=latencies,
+            latency_weight=self.latency_weight,
+            pretrain_epochs=self.pretrain_epochs,
+            pretrain_widths=self.pretrain_widths,
+            search_widths=self.search_widths,
+            architecture_learning_rate=self.architecture_learning_rate,
+            gradient_clip=self.gradient_clip,
+        )
+
+    def list_models(self, sort: bool = True, limit: int | None = None) -> Iterator[RawFormatModelSpace]:
+        """Yield the found networks, the student first; NNI calls it after the run."""
+        for architecture in list(self.found.values())[:limit]:
+            yield self.model_space.freeze(architecture.sample())
+
+    def _run(self) -> None:
+        with interruptible(), isolated_torch_rng(self.seed, "search"):
+            super()._run()
+            self._choose()
+
+    def _choose(self) -> None:
+        """Decode every branch set of every architecture, score it with inherited weights, keep the best of each."""
+        space, module = self.supernet, self.oneshot_module
+        for name in reversed(self.architectures):
+            weights = module.architectures[name].decoded()
+            if not hasattr(space, "decode"):
+                self.found[name] = Architecture(
+                    type(space).__name__, {}, {label: _argmax_choice(space, label, weight) for label, weight in weights.items()}
+                )
+                continue
+            scored: list[tuple[Candidate, Architecture]] = []
+            for branches in choices_of(space).get(BRANCHES_LABEL, [None]):
+                architecture = space.decode(weights, architecture=name, branches=branches, method=self.decode)
+                scored.append((self._score(space, module, name, branches, architecture), architecture))
+            self.candidates[name] = [candidate for candidate, _ in scored]
+            self.found[name] = max(scored, key=lambda item: item[0].target)[1]
+
+    def _score(self, space: Any, module: Any, name: str, branches: str | None, architecture: Architecture) -> Candidate:
+        network = space.derive(architecture, inherit=name)
+        recalibrate_batch_norm(network, self._loaders["train"], n_batches=self.recalibration_batches)
+        accuracy = module.training_module.score(network.eval(), self._loaders["val"])
+        latency_ms = None if self.profiler is None else float(self.profiler.profile(architecture.sample()))
+        # The teacher is free to be slow: accuracy alone ranks it.
+        priced = latency_ms if self._searches_latency(name) else None
+        target = target_score(
+            accuracy, priced, target_latency_ms=self.target_latency_ms, exponents=self.target_exponents
+        )
+        return Candidate(branches, accuracy, latency_ms, target)
+
+    def _latency_term(
+        self, parameters: ArchitectureParameters, choices: Mapping[str, Sequence[Any]], groups: Mapping[str, Sequence[str]]
+    ) -> DecoupledLatency:
+        constants = {label: weight.detach() for label, weight in parameters.weights().items() if label not in parameters.logits}
+        return DecoupledLatency(
+            self.profiler.expectation,
+            groups=parameters.groups,
+            constants=constants,
+            sizes={label: len(values) for label, values in choices.items()},
+            coefficients=self.latency_coefficients,
+        )
+
+    def _searches_latency(self, name: str) -> bool:
+        """Whether this architecture searches widths under the latency term; the teacher does neither."""
+        return name != "teacher"
+
+    def _space(self) -> Any:
+        model_space: Any = self.model_space
+        return model_space.model_space
+
+
+@strategies.register("co_search")
+class CoSearch(LatencyRegularisedSearch):
+    """Search a teacher and a student together over one set of weights (thesis 4.3.4)."""
+
+    architectures = ("teacher", "student")
+
+
+@strategies.register("latency_darts")
+class LatencyDarts(LatencyRegularisedSearch):
+    """Search one network by DARTS with decoupled, differentiable latency (thesis 4.3.2-4.3.3)."""
+
+    architectures = ("student",)
+
+
+def _argmax_choice(space: Any, label: str, weight: Any) -> Any:
+    mutable = space.simplify()[label]
+    value = list(mutable.values)[int(weight.argmax())]
+    return [value] if type(mutable).__name__ == "CategoricalMultiple" else value

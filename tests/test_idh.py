@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from glioma_nas.errors import ConfigError, StorageError
+from glioma_nas.marker_evaluator import ClassifierSettings, build_evaluator, patient_level
+from glioma_nas.plugins.backbones import build_backbone
+from glioma_nas.plugins.idh import IdhNetwork
+from glioma_nas.statistics import auc
+from glioma_nas.testing.classifier_suite import ClassifierSuite, phantom_cases, phantom_folds
+
+SETTINGS = ClassifierSettings(sequences=("t1ce", "flair"), epochs=8, batch_size=16, image_size_px=32)
+
+
+class TestIdhClassifier(ClassifierSuite):
+    classifier = "idh"
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("IMG", 2), ("ROI", 2), ("MIX", 3)])
+def test_idh_network_takes_the_channels_of_its_mode(mode, channels):
+    network = IdhNetwork(2, backbone="small_resnet", mode=mode, metadata=True).eval()
+    stem = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    assert stem.in_channels == channels
+    logits = network(torch.randn(3, 2, 64, 64), torch.ones(3, 1, 64, 64), torch.zeros(3, 2))["final"]
+    assert logits.shape == (3,)
+
+
+def test_idh_roi_mode_does_not_see_outside_the_mask():
+    torch.manual_seed(0)
+    network = IdhNetwork(2, backbone="small_resnet", mode="ROI", metadata=False).eval()
+    image, mask, metadata = torch.randn(1, 2, 64, 64), torch.zeros(1, 1, 64, 64), torch.zeros(1, 2)
+    mask[..., 20:40, 20:40] = 1
+    changed = image + 5 * (1 - mask)
+    assert torch.equal(network(image, mask, metadata)["final"], network(changed, mask, metadata)["final"])
+    inside = image + 5 * mask
+    assert not torch.equal(network(image, mask, metadata)["final"], network(inside, mask, metadata)["final"])
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_idh_network_uses_metadata_only_when_switched_on(used):
+    torch.manual_seed(0)
+    network = IdhNetwork(2, backbone="small_resnet", mode="IMG", metadata=used).eval()
+    image, mask = torch.randn(1, 2, 64, 64), torch.zeros(1, 1, 64, 64)
+    young, old = torch.tensor([[0.2, 0.0]]), torch.tensor([[0.8, 1.0]])
+    differs = not torch.equal(network(image, mask, young)["final"], network(image, mask, old)["final"])
+    assert differs is used
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "MIXED"}, "unknown mode 'MIXED': did you mean 'MIX'"),
+        ({"backbone": "resnet5"}, "unknown backbone 'resnet5': did you mean 'resnet50'"),
+        ({"aggregate": "median"}, "unknown aggregate 'median'"),
+        ({"pretrained": "/nowhere/weights.pt"}, "/nowhere/weights.pt: no such weights file"),
+        ({"fusion": "early"}, "classifier 'idh' has no option 'fusion'"),
+    ],
+)
+def test_idh_refuses_options_it_does_not_know(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_evaluator("idh", SETTINGS, options)
+
+
+def test_idh_predictions_do_not_need_the_pretrained_file_any_more(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file(build_backbone("small_resnet", 3).body.state_dict(), weights)
+    evaluator = build_evaluator("idh", SETTINGS, {"pretrained": str(weights)})
+    evaluator.settings = ClassifierSettings(sequences=("t1ce", "flair"), epochs=1, batch_size=8, image_size_px=32)
+    cases = phantom_cases(8)
+    frame = evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path / "run")
+    weights.unlink()
+    ids = set(frame.query("fold == 0")["case_id"])
+    again = evaluator.predict(tmp_path / "run" / "fold0", [case for case in cases if case.case_id in ids])
+    assert again == pytest.approx(frame.query("fold == 0")["probability"].to_numpy(), rel=1e-6)
+
+
+def test_idh_prediction_is_refused_when_fold_is_not_trained(tmp_path):
+    with pytest.raises(StorageError, match="no such file; run the classify stage first"):
+        build_evaluator("idh", SETTINGS, {}).predict(tmp_path, phantom_cases(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["IMG", "ROI", "MIX"])
+def test_idh_finds_a_planted_signal(tmp_path, mode):
+    cases = phantom_cases(32, n_slices=4, signal=3.0)
+    evaluator = build_evaluator("idh", SETTINGS, {"mode": mode})
+    patients = patient_level(evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path))
+    assert auc(patients["label"], patients["probability"]) > 0.9
+
+
+@pytest.mark.slow
+def test_idh_stays_near_chance_when_there_is_no_signal(tmp_path):
+    cases = phantom_cases(48, n_slices=4, signal=0.0)
+    evaluator = build_evaluator("idh", SETTINGS, {"metadata": False})
+    patients = patient_level(evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path))
+    assert 0.2 < auc(patients["label"], patients["probability"]) < 0.8
