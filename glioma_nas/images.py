@@ -158,13 +158,12 @@ def write_mask(path: Path, mask: MaskVolume, *, like: Path) -> None:
 
 def _read_checked(path: Path) -> tuple[npt.NDArray[Any], Affine]:
     image, n_bytes = _open(path)
-    header = image.header
     shape = _three_dimensional(path, image.shape)
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         raise ImageError(f"{path}: voxels are of type {dtype}; expected integers or real numbers: convert the file")
     # Compared before reading, because a damaged header can promise more voxels than memory holds.
-    needed = int(header["vox_offset"]) + int(np.prod(image.shape, dtype=object)) * dtype.itemsize
+    needed = int(image.dataobj.offset) + int(np.prod(image.shape, dtype=object)) * dtype.itemsize
     if n_bytes < needed:
         raise ImageError(f"{path}: truncated, {n_bytes} of {needed} bytes are there; {_COPY_AGAIN}")
     data = np.asarray(image.dataobj).reshape(shape)

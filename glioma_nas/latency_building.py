@@ -13,7 +13,7 @@ from glioma_nas import registry
 from glioma_nas.costs import OperatorSpec
 from glioma_nas.errors import BackendError, did_you_mean
 from glioma_nas.latency_backend import LatencyBackend
-from glioma_nas.latency_records import LatencyTable
+from glioma_nas.latency_records import LatencyTable, Shape
 from glioma_nas.progress import Progress, Silent
 
 _logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def build_table(
     return table
 
 
-def build_operator(spec: OperatorSpec, space: Any = None) -> tuple[nn.Module, list[tuple[int, ...]]]:
+def build_operator(spec: OperatorSpec, space: Any = None) -> tuple[nn.Module, list[Shape]]:
     """Make the module that ``spec`` describes, as it stands in a derived network, and the shapes of its inputs.
 
     A registered operator is built from its class. Anything else is asked of ``space.build_component(spec)``, whose
@@ -85,7 +85,7 @@ def build_operator(spec: OperatorSpec, space: Any = None) -> tuple[nn.Module, li
     Raises:
         BackendError: Neither knows the operator.
     """
-    shapes = [(1, spec.in_channels, spec.height, spec.width)]
+    shapes: list[Shape] = [(1, spec.in_channels, spec.height, spec.width)]
     if spec.operator in registry.operators.names():
         return registry.operators.get(spec.operator)(spec.in_channels, spec.out_channels, spec.stride).eval(), shapes
     component = space.build_component(spec) if hasattr(space, "build_component") else None

@@ -241,7 +241,8 @@ class MarkerEvaluator(Evaluator, ABC):
         finished = sorted(path.parent for path in folder.glob(f"fold*/{PREDICTIONS_FILE}"))
         if not finished:
             raise StorageError(f"{folder}: holds no finished fold of a classifier; run the classify stage first")
-        return np.mean([self.predict(fold, cases, device=device) for fold in finished], axis=0)
+        mean: NDArray[np.float64] = np.mean([self.predict(fold, cases, device=device) for fold in finished], axis=0)
+        return mean
 
     def evaluate(self, model: Any) -> float:
         """Score a segmentation network by the patient-level out-of-fold AUC its masks give for the study's marker.
@@ -324,7 +325,10 @@ class MarkerEvaluator(Evaluator, ABC):
         settings = ClassifierSettings(**{**ir["settings"], "sequences": tuple(ir["settings"]["sequences"])})
         study = None
         if ir["study"] is not None:
-            plain = {key: tuple(value) if isinstance(value, list) else value for key, value in ir["study"].items()}
+            # JSON knows no tuples, paths or models.
+            plain: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in ir["study"].items()
+            }
             plain["config"] = MarkerConfig.model_validate(plain["config"])
             for key in ("preprocess_folder", "sheet", "work_folder"):
                 plain[key] = None if plain[key] is None else Path(plain[key])

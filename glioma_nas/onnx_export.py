@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, yet missing from its __all__
 
 from glioma_nas.errors import BackendError
 from glioma_nas.latency_records import Shape
@@ -50,12 +51,12 @@ def export_onnx(module: nn.Module, input_shapes: Sequence[Shape], *, opset: int,
             # The exporter announces its successor, that sizes become constants, that instance norm keeps using the
             # statistics of the image, and that a padding is not folded; all of it is meant here.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            warnings.filterwarnings("ignore", category=TracerWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
             torch.onnx.export(
                 module,
                 inputs,
-                buffer,
+                buffer,  # type: ignore[arg-type]  # this exporter writes to memory too; its signature says files only
                 input_names=names,
                 output_names=[OUTPUT_NAME],
                 dynamic_axes=axes,

@@ -108,12 +108,13 @@ class Registry(Generic[T]):
 
     def _load(self) -> None:
         if not self._loaded:
-            self._loaded = True
             # What a plugin file imports on its way in is still in-tree.
             with _registering_from("in-tree"):
                 package = importlib.import_module(self._package)
                 for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
                     importlib.import_module(f"{self._package}.{module.name}")
+            # Only now: after a module that fails to import, the next look-up must fail as well, not find half.
+            self._loaded = True
             load_entry_points()
 
 

@@ -38,8 +38,9 @@ def write_synthetic_cohort(
 ) -> Path:
     """Write ``n_patients`` with four sequences and a mask each, and at last their sheet.
 
-    Patient number k is the same whatever ``n_patients`` is. A folder that already holds this very cohort is left alone. Grade is ``G2`` to ``G4``, ``ki67`` in per cent, mask labels
-    are 1 (necrosis or non-enhancing core), 2 (oedema), 4 (enhancing).
+    Patient number k is the same whatever ``n_patients`` is. A folder that already holds this very cohort is left alone.
+    Grade is ``G2`` to ``G4``, ``ki67`` in per cent, mask labels are 1 (necrosis or non-enhancing core), 2 (oedema) and
+    4 (enhancing).
 
     Args:
         folder: Where to write; created.

@@ -1,7 +1,8 @@
 """Draw the scans of a synthetic patient: MNI152 tissue maps, a tumour, contrasts, bias field, noise, thick slices.
 
 The maps are those nilearn ships (MNI ICBM152 2009 nonlinear symmetric, Fonov et al. 2011,
-https://doi.org/10.1016/j.neuroimage.2010.07.033), so nothing is downloaded. Brightness is given with white matter on T1 as 1.
+https://doi.org/10.1016/j.neuroimage.2010.07.033), so nothing is downloaded. Brightness is given with white
+matter on T1 as 1.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class TumourPlan:
         uniform = generator.uniform
         p_ring = {2: 0.0, 3: 0.1, 4: 0.6}[patient.grade] if patient.is_mutant else {3: 0.3, 4: 0.95}[patient.grade]
         p_patch = {2: 0.15, 3: 0.5, 4: 0.8}[patient.grade] if patient.is_mutant else 0.8
-        has_ring = generator.random() < p_ring
+        has_ring = generator.random() < p_ring and not patient.t2_flair_mismatch
         has_patches = generator.random() < p_patch and not patient.t2_flair_mismatch
         vigour = patient.proliferation
         core_mm = uniform(15, 24) if patient.is_mutant else uniform(13, 22)

@@ -32,7 +32,8 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32 (N, F) of float32 (N, C, H, W)."""
-        return self.body(x).flatten(1)
+        features: Tensor = self.body(x)
+        return features.flatten(1)
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -102,7 +103,8 @@ class SplitAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, channels, H, W) of (N, in_channels, H, W)."""
         splits = self.split(x).unflatten(1, (self.radix, -1))
-        return (self.weights(splits) * splits).sum(dim=1)
+        weighted: Tensor = self.weights(splits) * splits
+        return weighted.sum(dim=1)
 
 
 class SplitAttentionBlock(nn.Module):

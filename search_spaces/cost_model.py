@@ -1,8 +1,8 @@
 """Price a network, or the expectation over a relaxed search, as the sum over its operators.
 
-The expectation is exact for independent choices and counts a cell shared by several branches once. Walking back from the
-last layer, what matters is only which scales the branches occupy in a layer, so a Markov chain over sets of scales (seven
-for three scales) gives the probability that each operator is used. It is differentiable in every weight.
+The expectation is exact for independent choices and counts a cell shared by several branches once. Walking back from
+the last layer, what matters is only which scales the branches occupy in a layer, so a Markov chain over sets of
+scales (seven for three scales) gives the probability that each operator is used. It is differentiable in every weight.
 
 Stem and heads are no choices of the search and cost 0 here: a calibration a·Σ + b of the sum takes them into b.
 
@@ -69,7 +69,9 @@ class CostModel:
         for scale, stride in product(layout.scales, (1, 2)):
             if stride == 2 and scale == layout.scales[-1]:
                 continue
-            table = torch.tensor([self._costs[s] for s in _specs(layout, scale, stride)], dtype=torch.float64).view(shape)
+            table = torch.tensor([self._costs[s] for s in _specs(layout, scale, stride)], dtype=torch.float64).view(
+                shape
+            )
             if stride == 1 and layout.skip_policy == "remove":
                 table[[index for index, name in enumerate(layout.operators) if name in skips]] = 0.0
             self._tables[scale, stride] = table
@@ -85,11 +87,12 @@ class CostModel:
     def expectation(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the expected cost when every choice is drawn independently.
 
-        With skip policy ``remove`` a stride-1 skip costs 0, and the minimal depth, which the derived network keeps by not
-        removing all of them, is not counted.
+        With skip policy ``remove`` a stride-1 skip costs 0, and the minimal depth, which the derived network keeps by
+        not removing all of them, is not counted.
 
         Args:
-            weights: Label → probabilities over the choice's values, shape (n,), non-negative, sum 1. ``branches`` may be
+            weights: Label → probabilities over the choice's values, shape (n,), non-negative, sum 1. ``branches`` may
+            be
                 absent (uniform); so may ``width_ends`` (the architecture's own).
 
         Returns:
@@ -102,7 +105,9 @@ class CostModel:
         occupied = self._last_layer(reader)
         total = torch.zeros((), dtype=reader.dtype)
         # The last layer's cells are always used for their keep output.
-        total = total + self._layer_cost({Cell(s, self._layout.n_layers): 1 for s in self._layout.scales}, occupied, reader)
+        total = total + self._layer_cost(
+            {Cell(s, self._layout.n_layers): 1 for s in self._layout.scales}, occupied, reader
+        )
         for layer in range(self._layout.n_layers, 1, -1):
             occupied, used = self._step_back(layer, occupied, reader)
             total = total + self._edge_cost(used, reader)
@@ -110,9 +115,7 @@ class CostModel:
 
     def _last_layer(self, reader: _Reader) -> dict[frozenset[int], Tensor]:
         branches = reader.of(BRANCHES_LABEL)
-        return {
-            frozenset(scales): branches[index] for index, scales in enumerate(self._layout.branch_sets.values())
-        }
+        return {frozenset(scales): branches[index] for index, scales in enumerate(self._layout.branch_sets.values())}
 
     def _layer_cost(
         self, cells: Mapping[Cell, int], occupied: Mapping[frozenset[int], Tensor], reader: _Reader
@@ -199,7 +202,9 @@ class _Reader:
         if label in self._weights:
             weight = self._weights[label]
             if weight.shape != (len(values),):
-                raise ArchitectureError(f"weights of '{label}' have shape {tuple(weight.shape)}; expected ({len(values)},)")
+                raise ArchitectureError(
+                    f"weights of '{label}' have shape {tuple(weight.shape)}; expected ({len(values)},)"
+                )
             return weight
         if label in self._fixed:
             return torch.tensor([float(value == self._fixed[label]) for value in values], dtype=self.dtype)

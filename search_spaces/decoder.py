@@ -1,8 +1,8 @@
 """From the weights of a relaxed search to one architecture.
 
-Operators and widths are the most probable ones. The downsampling positions of all branches are decoded together, because
-an NNI sample has one input choice for each cell: two branches that pass the same node come from the same place. The best
-legal combination is found exactly, by dynamic programming over the layers from the last to the first.
+Operators and widths are the most probable ones. The downsampling positions of all branches are decoded together,
+because an NNI sample has one input choice for each cell: two branches that pass the same node come from the same
+place. The best legal combination is found exactly, by dynamic programming over the layers from the last to the first.
 
 Reference: METHOD §4; Chen et al., FasterSeg, ICLR 2020.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from itertools import product
+from itertools import combinations, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from glioma_nas.errors import ArchitectureError, did_you_mean
 from glioma_nas.search_spaces.layout import (
     BRANCHES_LABEL,
     DOWN_OPERATORS,
-    ENDS_LABEL,
     FROM_FINER,
     KEPT_SKIPS,
     Cell,
@@ -29,7 +28,8 @@ from glioma_nas.search_spaces.layout import (
 )
 from glioma_nas.search_spaces.plan import choose_kept, make_plan, removable_skips, stride_at
 
-METHODS = ("joint", "viterbi")
+METHODS = ("joint", "viterbi", "fasterseg")
+DOWN_SKIPS = ("keep", "next_best")
 
 _Node = tuple[Cell, ...]
 
@@ -54,8 +54,11 @@ def decode(
         architecture: ``student``, or ``teacher``: widest, and no skips.
         branches: Name of the set of branches, for example ``2_4``.
         method: ``joint`` takes the downsampling positions with the largest product of β⁰, where a node with one input
-            counts 1; ``viterbi`` takes the likelihood of the whole path, with (1-β⁰) for every node that is kept.
-        down_skips: What a branch does that goes down through a cell whose operator is a skip: ``keep`` the strided skip, or
+            counts 1; ``viterbi`` takes the likelihood of the whole path, with (1-β⁰) for every node that is kept;
+            ``fasterseg`` is ``joint`` within that project's ranges (three cells before the first downsampling and
+            between two, two after the last), and replaces every skip that is not removed by the next best operator.
+        down_skips: What a branch does that goes down through a cell whose operator is a skip: ``keep`` the strided
+        skip, or
             take the ``next_best`` operator.
 
     Returns:
@@ -65,8 +68,8 @@ def decode(
         ArchitectureError: A label is missing, has the wrong length or is not a probability; unknown method or branches.
     """
     probabilities = _Weights(layout, weights)
-    if method not in METHODS:
-        raise ArchitectureError(f"decode method {method!r}: {did_you_mean(method, METHODS)}")
+    if down_skips not in DOWN_SKIPS:
+        raise ArchitectureError(f"down_skips {down_skips!r}: {did_you_mean(down_skips, DOWN_SKIPS)}")
     if architecture not in layout.fixed_choices:
         raise ArchitectureError(f"architecture {architecture!r}: {did_you_mean(architecture, layout.fixed_choices)}")
     if branches is None:
@@ -89,9 +92,15 @@ def decode(
         for position in range(1, len(path)):
             if layout.has_input_choice(path[position]):
                 sample[f"in_{path[position].name}"] = [0 if path[position - 1].scale < path[position].scale else 1]
-    if down_skips == "next_best":
+    if down_skips == "next_best" or method == "fasterseg":
         _replace_down_skips(layout, sample, paths, probabilities, skips)
-    _add_kept_skips(layout, sample, paths, probabilities, skips)
+    if layout.skip_policy == "remove":
+        kept = _kept_skips(layout, sample, paths, probabilities, skips)
+        if method == "fasterseg":
+            for cell in kept:
+                sample[f"op_{cell.name}"] = probabilities.best(f"op_{cell.name}", without=skips)
+        else:
+            _note_kept_skips(layout, sample, kept, skips)
     return sample
 
 
@@ -100,8 +109,8 @@ def best_paths(
 ) -> dict[int, list[Cell]]:
     """Find the consistent paths of several branches whose scores have the largest product.
 
-    Consistent means that branches which pass the same node enter it the same way. A node counts once for every branch that
-    passes it. Of equal products the one that goes down latest wins, so that branches share as much as they can.
+    Consistent means that branches which pass the same node enter it the same way. A node counts once for every branch
+    that passes it. Of equal products the one that goes down latest wins, so that branches share as much as they can.
 
     Args:
         layout: The space.
@@ -113,6 +122,10 @@ def best_paths(
         Final scale → cells of layer 1 to L.
     """
     probabilities = _Weights(layout, weights)
+    if method not in METHODS:
+        raise ArchitectureError(f"decode method {method!r}: {did_you_mean(method, METHODS)}")
+    if method == "fasterseg":
+        return _best_restricted_paths(layout, probabilities, finals)
     # State: where each branch is in the present layer. Value: log score of what follows and the layers behind it.
     start = tuple(Cell(scale, layout.n_layers) for scale in finals)
     states: dict[_Node, tuple[float, tuple[_Node, ...]]] = {start: (0.0, (start,))}
@@ -179,29 +192,67 @@ def _replace_down_skips(
         sample[DOWN_OPERATORS] = down
 
 
-def _add_kept_skips(
+def _kept_skips(
     layout: Layout,
-    sample: dict[str, Any],
+    sample: Mapping[str, Any],
     paths: Mapping[int, list[Cell]],
     probabilities: _Weights,
     skips: Collection[str],
-) -> None:
-    if layout.skip_policy != "remove":
-        return
+) -> set[Cell]:
     kept: set[Cell] = set()
     for path in paths.values():
-        operators = [sample[f"op_{cell.name}"] for cell in path]
-        removable = removable_skips(path, operators, skips)
+        removable = removable_skips(path, [sample[f"op_{cell.name}"] for cell in path], skips)
         confidence = {i: float(probabilities.of(f"op_{path[i].name}").max()) for i in removable}
         kept |= {path[i] for i in choose_kept(layout, path, removable, confidence)}
-    removed_by_default = make_plan(layout, sample, skips).removed
-    on_paths = {
-        path[i]
-        for path in paths.values()
-        for i in removable_skips(path, [sample[f"op_{cell.name}"] for cell in path], skips)
-    }
-    if set().union(*removed_by_default.values()) != on_paths - kept:
+    return kept
+
+
+def _note_kept_skips(layout: Layout, sample: dict[str, Any], kept: set[Cell], skips: Collection[str]) -> None:
+    def left() -> set[Cell]:
+        return {
+            step.cell for step in make_plan(layout, sample, skips).steps if step.operator in skips and step.stride == 1
+        }
+
+    if left() != kept:
         sample[KEPT_SKIPS] = sorted(cell.name for cell in kept)
+
+
+def _best_restricted_paths(layout: Layout, probabilities: _Weights, finals: tuple[int, ...]) -> dict[int, list[Cell]]:
+    candidates = [_restricted_paths(layout, probabilities, scale) for scale in finals]
+    best: tuple[float, tuple[list[Cell], ...]] | None = None
+    for combination in product(*candidates):
+        score = sum(gain for gain, _ in combination)
+        paths = tuple(path for _, path in combination)
+        if (best is None or score > best[0] + 1e-12) and _consistent(paths):
+            best = (score, paths)
+    if best is None:
+        raise ArchitectureError(f"no branches to {finals} within {layout.n_layers} layers keep to FasterSeg's ranges")
+    return dict(zip(finals, best[1], strict=True))
+
+
+def _restricted_paths(layout: Layout, probabilities: _Weights, final: int) -> list[tuple[float, list[Cell]]]:
+    # At least three cells before the first downsampling and between two, and two after the last.
+    n_downs = layout.scales.index(final)
+    found = []
+    for targets in combinations(range(4, layout.n_layers), n_downs):
+        if any(later - earlier < 3 for earlier, later in pairwise(targets)):
+            continue
+        path = [
+            Cell(layout.scales[sum(target <= layer for target in targets)], layer)
+            for layer in range(1, layout.n_layers + 1)
+        ]
+        score = sum(_log_score(layout, path[target - 1], FROM_FINER, probabilities, "joint") for target in targets)
+        found.append((score, path))
+    if not found:
+        raise ArchitectureError(
+            f"a branch to scale {final} needs more than {layout.n_layers} layers in FasterSeg's ranges"
+        )
+    return sorted(found, key=lambda item: -item[0])
+
+
+def _consistent(paths: tuple[list[Cell], ...]) -> bool:
+    sources: dict[Cell, Cell] = {}
+    return all(sources.setdefault(cell, source) == source for path in paths for source, cell in pairwise(path))
 
 
 class _Weights:
@@ -230,13 +281,12 @@ class _Weights:
         if len(values) == 1:
             return np.ones(1)
         if label not in self._weights:
-            raise ArchitectureError(f"the weights lack '{label}'; expected probabilities of {', '.join(map(str, values))}")
+            raise ArchitectureError(
+                f"the weights lack '{label}'; expected probabilities of {', '.join(map(str, values))}"
+            )
         array = np.asarray(self._weights[label], dtype=np.float64)
         if array.shape != (len(values),):
             raise ArchitectureError(f"weights of '{label}' have shape {array.shape}; expected ({len(values)},)")
         if not np.isfinite(array).all() or (array < 0).any() or not math.isclose(array.sum(), 1.0, abs_tol=1e-3):
             raise ArchitectureError(f"weights of '{label}' are {array.tolist()}; expected probabilities that sum to 1")
         return array
-
-
-__all__ = ["ENDS_LABEL", "METHODS", "best_paths", "decode"]

@@ -45,8 +45,8 @@ class DerivedNetwork(nn.Module):
             x: Shape (N, C, H, W), float32, normalised; H and W divisible by twice the space's coarsest scale.
 
         Returns:
-            In evaluation mode logits (N, K, H, W); in training mode a dict of such logits: ``logits`` and, for each final
-            scale s, ``scale_s``.
+            In evaluation mode logits (N, K, H, W); in training mode a dict of such logits: ``logits`` and, for each
+            final scale s, ``scale_s``.
         """
         if not torch.jit.is_tracing():
             check_input(x, self.stem, self.divisor)

@@ -1,7 +1,7 @@
 """Show an architecture: as rows of a table and as an SVG that a page can hold inline.
 
-The drawing uses the page's own text colour and half-transparent fills, so it reads on light and on dark pages; it refers to
-nothing outside itself, and its ids do not clash with those of another drawing on the page.
+The drawing uses the page's own text colour and half-transparent fills, so it reads on light and on dark pages; it
+refers to nothing outside itself, and its ids do not clash with those of another drawing on the page.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import textwrap
 from collections.abc import Iterable
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from glioma_nas.search_spaces.layout import Cell, Layout
@@ -26,8 +27,9 @@ def describe(plan: NetworkPlan) -> list[dict[str, Any]]:
     """List the cells of every branch from the stem on, as tables 4-3 and 4-4 do.
 
     Returns:
-        Rows with ``branch`` (final scale), ``cell`` (number within the branch, from 1), ``layer``, ``operator``, ``scale``
-        (of the input), ``stride``, ``width`` (χ), ``out_channels`` (χ·scale·stride) and ``shared`` (with another branch).
+        Rows with ``branch`` (final scale), ``cell`` (number within the branch, from 1), ``layer``, ``operator``,
+        ``scale`` (of the input), ``stride``, ``width`` (χ), ``out_channels`` (χ·scale·stride) and ``shared`` (with
+        another branch).
     """
     rows = []
     for final in plan.outputs:
@@ -63,7 +65,8 @@ def draw(layout: Layout, plan: NetworkPlan) -> str:
     width, height = canvas.size
     label = f"Derived network with branches {', '.join(map(str, plan.outputs))}: {len(plan.steps)} cells"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(label)}" '
         f'style="max-width:100%;height:auto" font-family="system-ui, sans-serif" font-size="11" fill="currentColor">',
         f"<title>{escape(label)}</title>",
         *canvas.axes(),
@@ -126,26 +129,29 @@ class _Canvas:
         colour = _SHARED_COLOUR if len(branches) > 1 else self.colours[min(branches)]
         yield (
             f'<rect x="{x - _BOX_WIDTH_PX / 2:g}" y="{y - _BOX_HEIGHT_PX / 2:g}" width="{_BOX_WIDTH_PX}" '
-            f'height="{_BOX_HEIGHT_PX}" rx="8" fill="{colour}" fill-opacity="0.3" stroke="{colour}" stroke-width="1.5"/>'
+            f'height="{_BOX_HEIGHT_PX}" rx="8" fill="{colour}" fill-opacity="0.3" stroke="{colour}" '
+            f'stroke-width="1.5"/>'
         )
         lines = []
         for operator in dict.fromkeys(step.operator for step in steps):
             lines += textwrap.wrap(operator.replace("_", " "), 12)
-        widths = dict.fromkeys((step.width, step.out_channels) for step in steps)
-        lines += [f"χ {chi} · {channels} ch" for chi, channels in widths]
+        outputs = dict.fromkeys((step.stride, step.width, step.out_channels) for step in steps)
+        lines += [f"{'↘' if stride == 2 else '→'} χ {chi} · {channels} ch" for stride, chi, channels in outputs]
         for number, line in enumerate(lines):
             yield _text(x, y + (number - (len(lines) - 1) / 2) * 13, line)
 
     def paths(self) -> Iterable[str]:
-        yield (
-            f'<defs><marker id="{self.id}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" '
-            f'orient="auto-start-reverse"><path d="M0 0 8 4 0 8z" fill="currentColor"/></marker></defs>'
-        )
+        colours = (_SHARED_COLOUR, *self.colours.values())
+        for number, colour in enumerate(colours):
+            yield (
+                f'<defs><marker id="{self.id}-{number}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="5" '
+                f'markerHeight="5" orient="auto"><path d="M0 0 8 4 0 8z" fill="{colour}"/></marker></defs>'
+            )
         first = self.layout.scales[0]
         edges: dict[tuple[tuple[int, int], tuple[int, int]], list[int]] = {}
         for final, path in self.plan.paths.items():
             stops = [(first, 0), *((cell.scale, cell.layer) for cell in path), (final, self.layout.n_layers + 1)]
-            for edge in zip(stops, stops[1:], strict=False):
+            for edge in pairwise(stops):
                 edges.setdefault(edge, []).append(final)
         for (start, end), finals in edges.items():
             colour = _SHARED_COLOUR if len(finals) > 1 else self.colours[finals[0]]
@@ -154,7 +160,7 @@ class _Canvas:
             x2 -= self._half_width(end)
             yield (
                 f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{colour}" stroke-width="2.5" '
-                f'marker-end="url(#{self.id})"/>'
+                f'marker-end="url(#{self.id}-{colours.index(colour)})"/>'
             )
 
     def _half_width(self, stop: tuple[int, int]) -> float:
@@ -174,7 +180,7 @@ class _Canvas:
         x, top = self.centre(finals[0], self.layout.n_layers + 1)
         _, bottom = self.centre(finals[-1], self.layout.n_layers + 1)
         yield from _plain_box(x, (top + bottom) / 2, bottom - top + _BOX_HEIGHT_PX)
-        lines = ("head", "merges " + ", ".join(f"1/{scale}" for scale in finals), f"{self.layout.n_classes} classes")
+        lines = ("head", " + ".join(f"1/{scale}" for scale in finals), f"{self.layout.n_classes} classes")
         for number, line in enumerate(lines):
             yield _text(x, (top + bottom) / 2 + (number - 1) * 13, line)
 
@@ -193,8 +199,8 @@ class _Canvas:
 
 def _plain_box(x: float, y: float, height: float) -> Iterable[str]:
     yield (
-        f'<rect x="{x - _BOX_WIDTH_PX / 2:g}" y="{y - height / 2:g}" width="{_BOX_WIDTH_PX}" height="{height:g}" rx="8" '
-        f'fill="currentColor" fill-opacity="0.08" stroke="currentColor" stroke-width="1.5"/>'
+        f'<rect x="{x - _BOX_WIDTH_PX / 2:g}" y="{y - height / 2:g}" width="{_BOX_WIDTH_PX}" height="{height:g}" '
+        f'rx="8" fill="currentColor" fill-opacity="0.08" stroke="currentColor" stroke-width="1.5"/>'
     )
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from glioma_nas.errors import ArchitectureError, did_you_mean
@@ -138,7 +138,7 @@ class Layout:
         )
 
     def _check_scales(self) -> None:
-        ratios = all(fine * 2 == coarse for fine, coarse in zip(self.scales, self.scales[1:], strict=False))
+        ratios = all(fine * 2 == coarse for fine, coarse in pairwise(self.scales))
         first = self.scales[0] if self.scales else 0
         _require(
             bool(self.scales) and all(map(_positive, self.scales)) and ratios and first >= 2 and _power_of_two(first),
@@ -150,7 +150,7 @@ class Layout:
         )
         _require(
             self.n_branches <= len(self.scales),
-            f"n_branches={self.n_branches}: there are {len(self.scales)} scales, so at most {len(self.scales)} branches",
+            f"n_branches={self.n_branches}: expected at most {len(self.scales)}, the number of scales",
         )
         divisor = self.divisor
         below = self.image_size_px // divisor * divisor
@@ -163,7 +163,7 @@ class Layout:
     def _check_widths(self) -> None:
         for name in ("widths", "end_widths"):
             value = getattr(self, name)
-            increasing = all(low < high for low, high in zip(value, value[1:], strict=False))
+            increasing = all(low < high for low, high in pairwise(value))
             _require(
                 bool(value) and all(map(_positive, value)) and increasing,
                 f"{name}={value}: expected increasing whole numbers ≥ 1, for example (16, 24, 32)",
@@ -275,7 +275,7 @@ class Layout:
         return found
 
     def variable_groups(self) -> dict[str, list[str]]:
-        """Return the searchable labels (more than one value) by kind: ``operator`` (α), ``scale`` (β), ``width`` (γ)."""
+        """Return the labels with more than one value by kind: ``operator`` (α), ``scale`` (β), ``width`` (γ)."""
         groups: dict[str, list[str]] = {"operator": [], "scale": [], "width": []}
         kinds = {"op_": "operator", "in_": "scale", "width_s": "width"}
         for label, values in self.choices.items():
@@ -295,8 +295,8 @@ class Layout:
         """Count the space as METHOD §2 does.
 
         Returns:
-            ``cells``; ``input_choices`` (nodes with a β); ``paths`` (of all branch sets); ``cell_choices``, the operator
-            and output width of every cell before the last layer, where a skip has no width of its own:
+            ``cells``; ``input_choices`` (nodes with a β); ``paths`` (of all branch sets); ``cell_choices``, the
+            operator and output width of every cell before the last layer, where a skip has no width of its own:
             (1 + (|O|-1)·|X|)^n; and ``total``, their product.
         """
         per_scale = [math.comb(self.n_layers - 1, index) for index in range(len(self.scales))]
@@ -337,7 +337,9 @@ class Layout:
             _require(name in names, f"{KEPT_SKIPS} names '{name}', which is no cell of the space, such as s4_l3")
         for name, operator in dict(sample.get(DOWN_OPERATORS, {})).items():
             legal = name in names and operator in self.operators
-            _require(legal, f"{DOWN_OPERATORS}: '{name}: {operator}' is not a cell with one of {_listed(self.operators)}")
+            _require(
+                legal, f"{DOWN_OPERATORS}: '{name}: {operator}' is not a cell with one of {_listed(self.operators)}"
+            )
 
 
 def _nearest(given: str, allowed: Sequence[str]) -> str:

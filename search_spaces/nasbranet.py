@@ -1,8 +1,8 @@
 """NASBraNet: cells on a grid of scales and layers, each with its own operator and width, merged from several branches.
 
-As an NNI model space it works with NNI's own one-shot and multi-trial strategies. For a one-shot strategy of ours (one that
-has a `RelaxationSlot`) `NASBraNet.extra_oneshot_hooks` turns it into a supernet of super-kernels over which several
-architectures, such as student and teacher, are searched together, each with a stem and heads of its own.
+As an NNI model space it works with NNI's own one-shot and multi-trial strategies. For a one-shot strategy of ours
+(one that has a `RelaxationSlot`) `NASBraNet.extra_oneshot_hooks` turns it into a supernet of super-kernels over which
+several architectures, such as student and teacher, are searched together, each with a stem and heads of its own.
 
 Reference: METHOD §2-§4, eq. 4-3 to 4-5; Liu et al., Auto-DeepLab, CVPR 2019; Chen et al., FasterSeg, ICLR 2020.
 """
@@ -35,7 +35,7 @@ from glioma_nas.search_spaces.super_kernel import (
     inherit_weights,
     super_kernel_hook,
 )
-from glioma_nas.search_spaces.supernet import EveryHead, PerArchitecture, SearchCell
+from glioma_nas.search_spaces.supernet import EveryHead, PerArchitecture, SearchCell, needed_strides
 
 SPACE_NAME = "nasbranet"
 
@@ -114,11 +114,13 @@ class NASBraNet(ModelSpace):
         self._mutables_by_label = {label: self._mutable(label) for label in self.layout.choices}
         ends = self._width(None)
         self.stem: nn.Module = self._make_stem(ends)
-        self.cells = nn.ModuleDict({cell.name: SearchCell(self.layout, cell, self._width) for cell in self.layout.cells})
+        self.cells = nn.ModuleDict(
+            {cell.name: SearchCell(self.layout, cell, self._width) for cell in self.layout.cells}
+        )
         self.heads: nn.Module = LayerChoice(self._make_heads(ends), label=BRANCHES_LABEL)
         self.auxiliary: nn.Module = self._make_auxiliary(ends)
 
-    # What NNI asks for -------------------------------------------------------------------------------------------------
+    # What NNI asks for ----------------------------------------------------------------------------------------------
 
     def leaf_mutables(self, is_leaf: Callable[[Any], bool]) -> Iterable[LabeledMutable]:
         """Yield every choice once, whether or not the space has been turned into a supernet."""
@@ -195,22 +197,25 @@ class NASBraNet(ModelSpace):
         return outputs
 
     def _final_features(self, x: Tensor) -> dict[int, Tensor]:
-        gates = self._active.slot.current.gates if self._active is not None else {}
         layout = self.layout
-        keep: dict[Cell, Tensor] = {}
+        gates: Mapping[str, Tensor] = {}
+        needed = {cell: {1, 2} for cell in layout.cells}
+        if self._active is not None:
+            current = self._active.slot.current
+            gates, needed = current.gates, needed_strides(layout, current.weights)
+        keep: dict[Cell, Tensor | None] = {}
         down: dict[Cell, Tensor | None] = {}
         stem = self.stem(x)
         for cell in layout.cells:
             sources = layout.inputs(cell)
+            # Popped, so that memory holds the features of two layers and not of all.
             finer = down.pop(sources[FROM_FINER]) if FROM_FINER in sources else None
             same = keep.pop(sources[FROM_SAME]) if FROM_SAME in sources else None
-            if not sources:
-                same = stem
             gate = gates.get(f"width_{cell.name}")
-            keep[cell], down[cell] = self.cells[cell.name](finer, same, gate)
-        return {cell.scale: output for cell, output in keep.items()}
+            keep[cell], down[cell] = self.cells[cell.name](finer, same if sources else stem, gate, needed[cell])
+        return {cell.scale: output for cell, output in keep.items() if output is not None}
 
-    # What the rest of the project asks for -----------------------------------------------------------------------------
+    # What the rest of the project asks for --------------------------------------------------------------------------
 
     @property
     def fixed_choices(self) -> dict[str, dict[str, int]]:
@@ -245,6 +250,7 @@ class NASBraNet(ModelSpace):
         architecture: str = "student",
         branches: str | None = None,
         method: str = "joint",
+        down_skips: str = "keep",
     ) -> Architecture:
         """Turn the weights of a relaxed search into one architecture; see `decode` in the decoder module.
 
@@ -252,10 +258,20 @@ class NASBraNet(ModelSpace):
             weights: Label → probabilities in the order of the choice's values, shape (n,).
             architecture: ``student`` or ``teacher`` (widest, no skips).
             branches: Which set of branches, such as ``2_4``; none: the most probable of ``weights["branches"]``.
-            method: ``joint`` or ``viterbi``.
+            method: ``joint``, ``viterbi`` or ``fasterseg``.
+            down_skips: ``keep`` the strided skip where a branch goes down through one, or the ``next_best`` operator.
+
+        Raises:
+            ArchitectureError: A label is missing or no probability; an argument is not allowed.
         """
         sample = decode(
-            self.layout, weights, skips=self._skips, architecture=architecture, branches=branches, method=method
+            self.layout,
+            weights,
+            skips=self._skips,
+            architecture=architecture,
+            branches=branches,
+            method=method,
+            down_skips=down_skips,
         )
         return self.architecture(sample)
 
@@ -295,7 +311,7 @@ class NASBraNet(ModelSpace):
         """List an architecture's cells branch by branch; see `describe` in the drawing module."""
         return describe(self.plan(architecture))
 
-    # Building blocks ---------------------------------------------------------------------------------------------------
+    # Building blocks ------------------------------------------------------------------------------------------------
 
     def _mutable(self, label: str) -> LabeledMutable:
         values = self.layout.choices[label]

@@ -1,8 +1,8 @@
 """The operators a cell chooses from, written once as ordinary modules of NNI mutable layers.
 
-An operator is a class ``(in_channels, out_channels, stride)`` registered in `glioma_nas.registry.operators`. Channels may
-be numbers or NNI expressions over width choices; the same class then serves the supernet (sliced super-kernels), NNI's
-own strategies, the latency table and the derived network, where the mutable layers become plain ones.
+An operator is a class ``(in_channels, out_channels, stride)`` registered in `glioma_nas.registry.operators`. Channels
+may be numbers or NNI expressions over width choices; the same class then serves the supernet (sliced super-kernels),
+NNI's own strategies, the latency table and the derived network, where the mutable layers become plain ones.
 
 A class with ``is_skip = True`` is a skip connection: at stride 1 the derived network may leave it out.
 
@@ -25,7 +25,7 @@ Channels = Any
 
 
 def conv_bn_relu(in_channels: Channels, out_channels: Channels, kernel_size: int = 3, stride: int = 1) -> nn.Sequential:
-    """Build convolution, batch norm and ReLU; the padding keeps the size at stride 1 and halves even sizes at stride 2."""
+    """Build convolution, batch norm and ReLU; the size stays at stride 1 and even sizes halve at stride 2."""
     return nn.Sequential(
         MutableConv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
         MutableBatchNorm2d(out_channels),
@@ -34,7 +34,8 @@ def conv_bn_relu(in_channels: Channels, out_channels: Channels, kernel_size: int
 
 
 def halve(x: Tensor) -> Tensor:
-    """Shrink by 2; for even sizes the 2×2 mean equals bilinear interpolation at factor 0.5, and every engine runs it fast.
+    """Shrink by 2; for even sizes the 2×2 mean equals bilinear interpolation at factor 0.5, and every engine runs it
+    fast.
 
     Args:
         x: Shape (N, C, H, W), H and W even.

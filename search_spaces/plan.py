@@ -194,7 +194,8 @@ def _kept_cells(
     for path in paths.values():
         operators = [sample[f"op_{cell.name}"] for cell in path]
         removable = removable_skips(path, operators, skips)
-        # Nothing is known about confidence here, so what a decoder named counts as unsure, and otherwise late goes first.
+        # Nothing is known about confidence here, so what a decoder named counts as unsure, and otherwise late goes
+        # first.
         confidence = {i: 0.0 if path[i].name in named else 1.0 for i in removable}
         kept |= {path[i] for i in choose_kept(layout, path, removable, confidence)}
     # A skip that one branch needs stays for both: otherwise they would stop sharing there.

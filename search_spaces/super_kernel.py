@@ -1,8 +1,8 @@
 """Layers that hold every width of a search space in one weight, for the supernet of our own one-shot strategies.
 
-A super-kernel is one convolution weight of the maximal size; a pass with a smaller width uses the slice ``W[:out, :in]``
-and its gradient reaches only that slice. Batch norm is switchable: statistics and affine parameters of their own for every
-width, because features of different widths have different distributions.
+A super-kernel is one convolution weight of the maximal size; a pass with a smaller width uses the slice ``W[:out,
+:in]`` and its gradient reaches only that slice. Batch norm is switchable: statistics and affine parameters of their
+own for every width, because features of different widths have different distributions.
 
 Reference: Yu et al., Slimmable Neural Networks, ICLR 2019 (switchable batch norm), https://arxiv.org/abs/1812.08928;
 Chen et al., FasterSeg, ICLR 2020 (searchable superkernel).
@@ -71,7 +71,8 @@ class ActiveWidths:
 
 
 class ChannelRule:
-    """A channel expression, evaluated once for every combination of its widths (a pass asks well over a thousand times).
+    """A channel expression, evaluated once for every combination of its widths (a pass asks well over a thousand
+    times).
 
     Args:
         expression: NNI expression over width choices.
@@ -100,8 +101,8 @@ def channel_values(channels: Any) -> list[int]:
 class SlicedConv2d(SilentSuperNetModule, nn.Conv2d):
     """A convolution whose weight is sliced to the active widths.
 
-    Output channels (and groups) follow their expressions; input channels follow the input, which is what the layer before
-    was sliced to.
+    Output channels (and groups) follow their expressions; input channels follow the input, which is what the layer
+    before was sliced to.
     """
 
     def __init__(self, arguments: Mapping[str, Any], active: ActiveWidths) -> None:
@@ -109,8 +110,8 @@ class SlicedConv2d(SilentSuperNetModule, nn.Conv2d):
         unsupported = sorted(set(mutable) - {"in_channels", "out_channels", "groups"})
         if unsupported:
             raise ArchitectureError(
-                f"a convolution has a choice in {', '.join(unsupported)}; super-kernels slice in_channels, out_channels "
-                "and groups only: offer each other value as an operator of its own"
+                f"a convolution has a choice in {', '.join(unsupported)}; super-kernels slice in_channels, "
+                "out_channels and groups only: offer each other value as an operator of its own"
             )
         sizes = {name: channel_values(value)[-1] for name, value in mutable.items()}
         if "groups" in mutable:
@@ -158,7 +159,9 @@ class SwitchableBatchNorm2d(SilentSuperNetModule):
         super().__init__()
         options = {name: value for name, value in arguments.items() if name != "num_features"}
         if any(isinstance(value, MutableExpression) for value in options.values()):
-            raise ArchitectureError("a batch norm has a choice besides num_features, which a super-kernel cannot switch")
+            raise ArchitectureError(
+                "a batch norm has a choice besides num_features, which a super-kernel cannot switch"
+            )
         self.by_width = nn.ModuleDict(
             {str(width): nn.BatchNorm2d(width, **options) for width in channel_values(arguments["num_features"])}
         )

@@ -1,15 +1,15 @@
-"""The parts of a NASBraNet that exist only while it is a search space: cells with choices, heads of several architectures."""
+"""The parts of a NASBraNet that only its search has: cells with choices, stems and heads of several architectures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from nni.nas.nn.pytorch import InputChoice, LayerChoice
 from torch import Tensor, nn
 
 from glioma_nas.registry import operators
-from glioma_nas.search_spaces.layout import Cell, Layout
+from glioma_nas.search_spaces.layout import FROM_FINER, Cell, Layout
 from glioma_nas.search_spaces.super_kernel import ActiveWidths, SilentSuperNetModule
 
 
@@ -36,21 +36,57 @@ class SearchCell(nn.Module):
         if below is not None:
             self.down = LayerChoice(_candidates(layout, incoming, width_of(below) * below.scale, 2), label=label)
 
-    def forward(self, finer: Tensor | None, same: Tensor | None, gate: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return keep output (N, C, H, W) and, where the cell has one, down output (N, C', H/2, W/2).
+    def forward(
+        self,
+        finer: Tensor | None,
+        same: Tensor | None,
+        gate: Tensor | None = None,
+        strides: Collection[int] = (1, 2),
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return keep output (N, C, H, W) and down output (N, C', H/2, W/2); none where it is not needed or not there.
 
         Args:
             finer: Down output of the finer neighbour in the layer before, if there is one.
             same: Keep output of the same scale in the layer before, if there is one.
             gate: Scalar 1 that carries the gradient of the node's width choice.
+            strides: Which outputs are needed: 1 keep, 2 down.
         """
+        if not strides:
+            return None, None
+        x = same if finer is None else finer
         if self.input is not None:
             x = self.input([finer, same])
-        else:
-            x = same if finer is None else finer
         if gate is not None:
             x = x * gate
-        return self.keep(x), None if self.down is None else self.down(x)
+        keep = self.keep(x) if 1 in strides else None
+        down = self.down(x) if 2 in strides and self.down is not None else None
+        return keep, down
+
+
+def needed_strides(layout: Layout, weights: Mapping[str, Tensor]) -> dict[Cell, set[int]]:
+    """Return which outputs of each cell can reach a head: not those that a constant one-hot input choice turns away.
+
+    A pass with fixed choices then costs about what its network costs, instead of the whole grid.
+
+    Args:
+        layout: The space.
+        weights: Label → weights of the pass.
+    """
+    needed: dict[Cell, set[int]] = {cell: set() for cell in layout.cells}
+    for cell in reversed(layout.cells):
+        if cell.layer == layout.n_layers:
+            needed[cell].add(1)
+        if not needed[cell]:
+            continue
+        chosen: int | None = None
+        if layout.has_input_choice(cell):
+            choice = weights[f"in_{cell.name}"]
+            if not choice.requires_grad and float(choice.max()) == 1.0:
+                chosen = int(choice.argmax())
+        for index, source in layout.inputs(cell).items():
+            if chosen in (None, index):
+                needed[source].add(2 if index == FROM_FINER else 1)
+    return needed
 
 
 def _candidates(layout: Layout, incoming: Any, outgoing: Any, stride: int) -> dict[str, nn.Module]:

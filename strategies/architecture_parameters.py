@@ -97,11 +97,17 @@ class ArchitectureParameters(nn.Module):
         return {label: logits.softmax(-1) for label, logits in self.logits.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """Return weights for *every* label: searched ones differentiable, all others one-hot on their constant value."""
+        """Return weights for *every* label.
+
+        Searched labels are differentiable; fixed ones and unsearched widths are one-hot; what is chosen after the search
+        (the branches) is uniform, so that every branch counts in an expectation.
+        """
         weights = self.probabilities()
         for label, values in self._choices.items():
-            if label not in weights:
-                weights[label] = one_hot(len(values), values.index(self._constant(label)))
+            if label in self._fixed or label in self._width_labels:
+                weights.setdefault(label, one_hot(len(values), values.index(self._constant(label))))
+            else:
+                weights.setdefault(label, torch.full((len(values),), 1 / len(values)))
         return weights
 
     def decoded(self) -> dict[str, np.ndarray]:

@@ -123,7 +123,7 @@ def test_parity_slices_show_tumour_first_and_follow_the_channel_order(run: Path)
     cohort = PreparedCohort.load(run / "preprocess")
     (case, *_) = cases = list(cohort.cases.values())
     n_tumour = sum(len(case.tumour_slices) for case in cases)
-    assert 0 < n_tumour
+    assert n_tumour > 0
     (one,) = export.parity_slices([case], ("flair", "t1ce"), 1)
     expected = case.images()[case.tumour_slices[0], list(case.channels(("flair", "t1ce")))]
     np.testing.assert_array_equal(one, expected)

@@ -100,7 +100,7 @@ def training_charts(histories: Mapping[tuple[str, int], pd.DataFrame], colours: 
         colours: Network → colour.
     """
     figures = []
-    for column, title in (("loss", "Training loss"), ("dice_validation", "Dice on the fold's test patients")):
+    for column, title in (("loss", "Training loss"), ("dice_validation", "Validation Dice")):
         shown = {
             key: frame for key, frame in histories.items() if column in frame.columns and frame[column].notna().any()
         }
@@ -208,6 +208,45 @@ def roc_chart(
     return drawing.figure
 
 
+def probability_chart(
+    marker: str,
+    labels: Sequence[int],
+    probabilities: Sequence[float],
+    thresholds: Sequence[float],
+    generator: np.random.Generator,
+) -> Figure:
+    """Draw the predicted probability of every patient, apart for both true classes.
+
+    Args:
+        marker: Name of the marker.
+        labels: 0 or 1 for each patient.
+        probabilities: In [0, 1].
+        thresholds: The one its fold chose on training patients; a dot above it was called positive.
+        generator: Scatters the dots sideways.
+    """
+    truth, values = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    called = values >= np.asarray(thresholds, dtype=np.float64)
+    alt = f"Predicted probability of {marker}, {int((truth == 0).sum())} negative, {int(truth.sum())} positive patients"
+    with chart(f"probability_{marker}", alt, width_in=3.8, height_in=3.7) as drawing:
+        axes = drawing.axes
+        for group in (0, 1):
+            for positive, filled in ((True, True), (False, False)):
+                chosen = (truth == group) & (called == positive)
+                place = group + generator.uniform(-0.22, 0.22, int(chosen.sum()))
+                face = SERIES[group] if filled else "none"
+                axes.scatter(place, values[chosen], s=20, facecolors=face, edgecolors=SERIES[group], linewidths=0.9)
+            inside = values[truth == group]
+            if inside.size:
+                axes.hlines(float(np.median(inside)), group - 0.32, group + 0.32, color=INK, lw=1.4)
+        names = [f"{name}\nn = {int((truth == group).sum())}" for group, name in ((0, "negative"), (1, "positive"))]
+        axes.set_xticks([0, 1], names)
+        axes.set_xlim(-0.5, 1.5)
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(axis="x", visible=False)
+        axes.set_ylabel("predicted probability")
+    return drawing.figure
+
+
 def _mark_pretraining(drawing: Drawing, history: pd.DataFrame) -> None:
     pretraining = history.loc[history["phase"] == "pretrain", "epoch"]
     if pretraining.empty or len(pretraining) == len(history):
@@ -216,11 +255,11 @@ def _mark_pretraining(drawing: Drawing, history: pd.DataFrame) -> None:
     drawing.axes.axvline(boundary, color=INK, lw=0.8, ls=(0, (1, 2)))
     drawing.axes.annotate(
         "pretraining ends",
-        (boundary, 1),
-        (3, -3),
+        (boundary, 0),
+        (3, 5),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
-        va="top",
-        fontsize=7.5,
+        rotation=90,
+        fontsize=7,
         color=MUTED,
     )

@@ -18,6 +18,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
+from glioma_nas.errors import StorageError
+
 # Light colour → colour on a dark page. Lines stay distinct with colour-vision deficiency (after Okabe & Ito, 2008).
 INK, MUTED, GRID = "#20262e", "#5c6672", "#dfe3e8"
 BLUE, ORANGE, GREEN, PURPLE, BROWN, GREY = "#1f5f99", "#c2571a", "#2b7a5f", "#8c4a82", "#7a6320", "#6b7480"
@@ -81,7 +83,7 @@ class Figure:
     Attributes:
         name: File name without suffix in ``figures/``.
         uri: ``data:`` address of the picture for the page.
-        png: The same as a PNG file.
+        png: The same as a PNG file; empty for a drawing made elsewhere.
         alt: What it shows, for readers who cannot see it.
         width_px: Natural width on the page.
     """
@@ -132,6 +134,26 @@ def chart(name: str, alt: str, *, width_in: float = 4.6, height_in: float = 3.0)
 def svg_uri(svg: str) -> str:
     """Return SVG text as a ``data:`` address; as an image it can neither run scripts nor load anything."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
+
+
+def drawing_figure(name: str, svg: str, alt: str) -> Figure:
+    """Return a drawing made elsewhere, such as a network's, in the colours of the page.
+
+    Args:
+        name: File name without suffix.
+        svg: One ``<svg>`` element with a ``viewBox``; what it paints in ``currentColor`` follows the page.
+        alt: What it shows.
+
+    Raises:
+        StorageError: The text is no such element.
+    """
+    opening = re.search(r"<svg\b[^>]*>", svg)
+    box = re.search(r"""viewBox=["'][-\d.]+[ ,]+[-\d.]+[ ,]+([\d.]+)""", opening[0]) if opening else None
+    if opening is None or box is None:
+        raise StorageError(f"the drawing '{name}' is no SVG element with a viewBox; run the stage that drew it again")
+    style = f"<style>svg{{color:{INK}}}@media (prefers-color-scheme:dark){{svg{{color:{_DARK[INK]}}}}}</style>"
+    coloured = svg[: opening.end()] + style + svg[opening.end() :]
+    return Figure(name, svg_uri(coloured), b"", alt, round(float(box[1])))
 
 
 def png_uri(png: bytes) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from glioma_nas.config import MarkerConfig, RunConfig
 from glioma_nas.marker_evaluator import patient_level
-from glioma_nas.report.charts import roc_chart
+from glioma_nas.report.charts import probability_chart, roc_chart
 from glioma_nas.report.document import (
     Caution,
     Column,
@@ -23,11 +23,13 @@ from glioma_nas.report.document import (
     Table,
     interval,
     number,
+    plural,
     show_interval,
     show_number,
     text,
 )
 from glioma_nas.report.records import MarkerRecords, RunRecords
+from glioma_nas.seeding import numpy_generator
 from glioma_nas.statistics import paired_delong
 
 BASELINE = "age and sex"
@@ -47,7 +49,7 @@ def build(records: RunRecords, config: RunConfig) -> Section:
         section.add(Paragraph("This run has no markers configured."))
         return section
     for name, marker in config.classify.markers.items():
-        _add_marker(section, name, marker, records.markers[name])
+        _add_marker(section, name, marker, records.markers[name], config)
     return section
 
 
@@ -78,7 +80,7 @@ def baseline_sentence(found: MarkerRecords) -> tuple[str, bool] | None:
     return f"The image model does not beat {BASELINE} alone: {words}.", False
 
 
-def _add_marker(section: Section, name: str, marker: MarkerConfig, found: MarkerRecords) -> None:
+def _add_marker(section: Section, name: str, marker: MarkerConfig, found: MarkerRecords, config: RunConfig) -> None:
     section.add(Subheading(name))
     rule = f"'{marker.positive}'" if marker.positive is not None else f"at least {marker.threshold:g}"
     section.add(
@@ -88,6 +90,7 @@ def _add_marker(section: Section, name: str, marker: MarkerConfig, found: Marker
                 ("Classifier", marker.classifier),
                 ("Sequences", ", ".join(marker.sequences)),
                 ("Masks", "out-of-fold predictions of the student"),
+                *_left_out(found.summary),
             )
         )
     )
@@ -106,12 +109,46 @@ def _add_marker(section: Section, name: str, marker: MarkerConfig, found: Marker
             for legend in curves
         }
         patients = len(next(iter(curves.values()))[0])
-        picture = Picture(roc_chart(name, curves, captions))
-        section.add(Figures(f"ROC curves of {name}, out-of-fold, n = {patients} patients.", [picture]))
+        pictures = [Picture(roc_chart(name, curves, captions), "ROC curves with DeLong intervals.")]
+        if found.predictions is not None:
+            pictures.append(_probabilities(name, config, patient_level(found.predictions)))
+        section.add(Figures(f"{name}: out-of-fold predictions, n = {patients} patients.", pictures))
     else:
         section.add_missing(f"ROC curve of {name}")
     if found.metrics or found.baseline_metrics:
         section.add(_table(name, found))
+
+
+def _left_out(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    counts = (
+        ("Left out, label unknown", "n_left_out_label_unknown"),
+        ("Left out, sequence missing", "left_out_sequence_missing"),
+        ("Zero channel, sequence missing", "zero_channel_for_missing_sequence"),
+        ("Middle slices, predicted mask empty", "middle_slices_because_mask_empty"),
+        ("Age unknown", "n_age_unknown"),
+        ("Sex unknown", "n_sex_unknown"),
+    )
+    facts = []
+    for term, key in counts:
+        value = summary.get(key)
+        count = len(value) if isinstance(value, dict | list) else value
+        if count:
+            facts.append((term, plural(int(count), "case")))
+    return facts
+
+
+def _probabilities(name: str, config: RunConfig, patients: pd.DataFrame) -> Picture:
+    chart = probability_chart(
+        name,
+        patients["label"].astype(int).tolist(),
+        patients["probability"].tolist(),
+        patients["threshold"].tolist(),
+        numpy_generator(config.seed, "report", "probability", name),
+    )
+    caption = (
+        "Every dot is a patient by true class; filled: called positive with the threshold of its fold; line: median."
+    )
+    return Picture(chart, caption)
 
 
 def _curves(found: MarkerRecords) -> dict[str, tuple[list[int], list[float]]]:
@@ -163,7 +200,7 @@ def _table(name: str, found: MarkerRecords) -> Table:
     if any(row["method"] for row in rows):
         columns.append(text("method", "Interval"))
     caption = (
-        f"{name}: image model beside {BASELINE} alone, one row of predictions a patient; thresholds were chosen on training "
-        "folds. n counts patients."
+        f"{name}: image model beside {BASELINE} alone, one prediction for each patient; thresholds were chosen on "
+        "training folds. n counts patients."
     )
     return Table(f"marker_{name}", caption, columns, rows)

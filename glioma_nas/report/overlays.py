@@ -46,7 +46,7 @@ def overlay(
     Args:
         name: File name without suffix.
         images: float32 (C, H, W), the slice in each sequence.
-        sequences: Names of the C sequences.
+        sequences: What stands in each of the C panels.
         truth: uint8 (H, W), 0 or 1.
         predicted: uint8 (H, W), 0 or 1.
         aspect: Height of a pixel relative to its width.

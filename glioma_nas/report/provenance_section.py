@@ -51,8 +51,8 @@ def build_environment(records: RunRecords, config: RunConfig) -> Section:
     section.add(
         Table(
             "stages",
-            "Finished stages; the key stands for configuration, seed and inputs. The time of a resumed stage counts from "
-            "the last start.",
+            "Finished stages; the key stands for configuration, seed and inputs. The time of a resumed stage counts "
+            "from its last start.",
             columns,
             stages,
         )
@@ -81,19 +81,20 @@ def build_limits(records: RunRecords, config: RunConfig, sections: Sequence[Sect
     items = [
         str(search["search_patients_note"])
         if "search_patients_note" in search
-        else "Which patients the architecture search saw was not recorded, so out-of-fold figures may be flattered by it.",
-        f"All figures come from one cohort of {patients} patients; other scanners, sites and populations were not tested.",
+        else "Which patients the architecture search saw was not recorded; out-of-fold figures may be flattered by it.",
+        f"All figures come from one cohort of {patients} patients; other scanners, sites and populations were not "
+        "tested.",
         "Intervals say how figures vary with the patients drawn. They leave out how they vary with another seed: each "
         "network was trained once for each fold.",
-        "The epochs were fixed beforehand and every network is the last of its training; curves on test patients are shown, "
-        "never used to choose.",
+        "The number of epochs was fixed beforehand and every network is the last of its training: nothing was chosen "
+        "on test patients.",
         "Latency holds for the device, engine, number of threads and input size named beside it and for no other.",
         "Millimetres and millilitres are as right as the voxel sizes that the scans declare.",
     ]
     if config.classify.markers:
         items.append(
-            "Markers were predicted from imaging only; labels are as the sheet gives them, cases without a label are left "
-            "out of their marker, and calibration at another prevalence is unknown."
+            "Labels are as the sheet gives them; cases without a label are left out of their marker, and calibration "
+            "at another prevalence is unknown."
         )
     missing = [what for part in sections for what in part.missing]
     items += [f"Not measured: {what[0].lower()}{what[1:]}." for what in missing]

@@ -43,12 +43,14 @@ class MarkerRecords:
         metrics: Metric name → value, low, high, n, n_positive, split; empty when not measured.
         baseline_predictions: The same from age and sex only.
         baseline_metrics: The same from age and sex only.
+        summary: Who was left out and why, as the classify stage counted them; empty when not recorded.
     """
 
     predictions: pd.DataFrame | None
     metrics: Mapping[str, Mapping[str, Any]]
     baseline_predictions: pd.DataFrame | None
     baseline_metrics: Mapping[str, Mapping[str, Any]]
+    summary: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _read_object(folder: Path | None, name: str) -> Mapping[str, Any]:
         return {}
     content = read_json(path)
     if not isinstance(content, dict):
-        raise StorageError(f"{path}: expected an object; run the export stage again")
+        raise StorageError(f"{path}: expected an object; run that stage again")
     return content
 
 
@@ -206,9 +208,8 @@ def _entries(
     for entry, record in entries.items():
         missing = [key for key in keys if not isinstance(record, dict) or key not in record]
         if missing:
-            raise StorageError(
-                f"{folder}: '{entry}' of '{name}' lacks {', '.join(missing)}; run the export stage again"
-            )
+            what = f"'{entry}' of '{name}' lacks {', '.join(missing)}"
+            raise StorageError(f"{folder}: {what}; run the export stage again")
     return entries
 
 
@@ -231,6 +232,7 @@ def _read_marker(folder: Path | None, name: str) -> MarkerRecords:
         metrics=_read_metrics(folder, f"{name}/metrics.json"),
         baseline_predictions=_read_predictions(folder, f"{name}/baseline_age_sex_predictions.csv"),
         baseline_metrics=_read_metrics(folder, f"{name}/baseline_age_sex_metrics.json"),
+        summary=_read_object(folder, f"{name}/summary.json"),
     )
 
 

@@ -22,7 +22,7 @@ from glioma_nas.report.document import (
     show_number,
     text,
 )
-from glioma_nas.report.figures import Figure, svg_uri
+from glioma_nas.report.figures import drawing_figure
 from glioma_nas.report.records import NETWORKS_OF_SEARCH, RunRecords
 
 
@@ -97,7 +97,7 @@ def _add_derived(section: Section, records: RunRecords, name: str, results: Mapp
         section.add_missing(f"Drawing of the {name}")
     else:
         alt = f"The cells of the {name} by layer and scale"
-        figure = Figure(f"architecture_{name}", svg_uri(derived.drawing), b"", alt, 900)
+        figure = drawing_figure(f"architecture_{name}", derived.drawing, alt)
         section.add(Figures(f"The derived {name}: cells by layer and scale.", [Picture(figure)]))
     if derived.cells:
         caption = f"Cells of the {name}, n = {len(derived.cells)}."
@@ -125,6 +125,8 @@ def _column(key: str, values: Sequence[Any]) -> Column:
         return number(key, heading)
     if filled and all(isinstance(value, int | float) and not isinstance(value, bool) for value in filled):
         return number(key, heading, 3)
+    if filled and all(isinstance(value, bool) for value in filled):
+        return Column(heading, lambda row: {True: "yes", False: "no"}.get(row.get(key), "–"))
     # Here an empty cell is an answer (such as: no second input), not a missing measurement.
     shown = text(key, heading)
     return Column(heading, lambda row: shown.show(row) or "–")

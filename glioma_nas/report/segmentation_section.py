@@ -157,7 +157,7 @@ def _table(records: RunRecords, summaries: Mapping[str, NetworkSummary]) -> Tabl
         number("n_patients", "n"),
         number("dice_mean", "Dice", 3),
         interval("dice_low", "dice_high", 3),
-        number("dice_median", "Median", 3),
+        number("dice_median", "Median Dice", 3),
     ]
     if fold is not None:
         columns.append(Column(f"Fold {fold} only (n)", _show_search_fold, numeric=True))
@@ -169,9 +169,9 @@ def _table(records: RunRecords, summaries: Mapping[str, NetworkSummary]) -> Tabl
         number("params_m", "Params, 10⁶", 2),
     ]
     caption = (
-        "Whole-tumour segmentation on each scan's own grid. Split: out-of-fold, by patient; n counts patients. Dice: mean "
-        "over patients (a patient's cases averaged), with the percentile-bootstrap interval over patients; median over "
-        "cases. HD95: median over patients where both masks hold tumour. "
+        "Whole-tumour segmentation on each scan's own grid. Split: out-of-fold, by patient; n counts patients. Dice: "
+        "mean over patients (a patient's cases averaged), with the percentile-bootstrap interval over patients; median "
+        "over cases. HD95: median over patients where both masks hold tumour. "
     )
     if fold is not None:
         caption += f"Fold {fold} holds the only test patients that the architecture search did not see."
@@ -257,8 +257,8 @@ def _add_latency(section: Section, records: RunRecords) -> None:
             number("params_m", "Params, 10⁶", 2),
         ]
         caption = (
-            f"Time of one call at batch 1 on {device(records)}; networks take turns, and the ratio is taken turn by turn. "
-            "MACs: multiply-accumulate operations of one call."
+            f"Time of one call at batch 1 on {device(records)}; networks take turns, and the ratio is taken turn by "
+            "turn. MACs: multiply-accumulate operations of one call."
         )
         section.add(Table("latency", caption, columns, rows))
     if not records.parity:
@@ -274,8 +274,8 @@ def _add_latency(section: Section, records: RunRecords) -> None:
         number("mask_dice", "Dice of the masks", 5),
     ]
     caption = (
-        f"Exported engines against PyTorch on real test slices ({records.parity_backend}); an engine beyond tolerance is "
-        "refused and would not stand here."
+        f"Exported engines against PyTorch on real test slices ({records.parity_backend}); an engine beyond tolerance "
+        "is refused and would not stand here."
     )
     section.add(Table("parity", caption, columns, rows))
 
@@ -310,8 +310,8 @@ def _add_overlays(section: Section, records: RunRecords, config: RunConfig, netw
         section.add_missing("Overlays of predicted masks")
         return
     caption = (
-        f"Cases spread evenly from best to worst Dice of the {network} (out-of-fold, n = {plural(len(ranked), 'case')}), "
-        "each in the slice with the largest expert mask. Anterior is up, the patient's right on the left."
+        f"Cases spread evenly from best to worst Dice of the {network} (out-of-fold, n = {plural(len(ranked), 'case')})"
+        ", each in the slice with the largest expert mask. Anterior is up, the patient's right on the left."
     )
     legend = ((TRUTH_COLOUR, "expert"), (PREDICTION_COLOUR, f"{network}, dashed"))
     section.add(Figures(caption, pictures, legend))
@@ -322,17 +322,17 @@ def _overlay(records: RunRecords, config: RunConfig, network: str, case_id: str,
     truth, predicted = case.mask(), records.predicted_mask(network, case_id)
     if truth is None or predicted is None:
         return None
-    shown = tuple(sequence for sequence in config.cohort.sequences if sequence in case.present)[:_MAX_PANELS]
+    shown = config.cohort.sequences[:_MAX_PANELS]
     index = choose_slice(truth, predicted)
     images = np.asarray(case.images()[index, list(case.channels(shown))], dtype=np.float32)
     return overlay(
         name,
         images,
-        shown,
+        [sequence if sequence in case.present else f"{sequence}, missing" for sequence in shown],
         np.asarray(truth[index]),
         predicted[index],
         aspect=case.spacing_mm[1] / case.spacing_mm[0],
-        alt=f"Case {case_id}, slice {index + 1} of {case.n_slices}, with the outlines of the expert and of the {network}",
+        alt=f"Case {case_id}, slice {index + 1} of {case.n_slices}, outlined by the expert and by the {network}",
     )
 
 

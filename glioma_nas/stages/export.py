@@ -124,7 +124,7 @@ def parity_slices(cases: Sequence[PreparedCase], sequences: Sequence[str], n: in
 
 
 def measure_networks(networks: dict[str, nn.Module], config: RunConfig, progress: Progress) -> dict[str, Any]:
-    """Time all networks on the configured engine, batch 1, one call each a round, and count their size.
+    """Time all networks on the configured engine, made for exactly batch 1, one call each a round; count their size.
 
     Returns:
         Environment, input shape, and for each network median, p95, n, every single time, parameters (millions), MACs

@@ -104,11 +104,13 @@ class ClassifierSuite:
         return self.build().cross_validate(cases, phantom_folds(cases), folder=folder, seed=seed)
 
     def test_is_registered_as_documented_nni_evaluator(self) -> None:
+        """Anything that scores a model is an NNI evaluator, and `glioma-nas list` shows its first line."""
         evaluator = self.build()
         assert isinstance(evaluator, Evaluator)
         assert next(entry for entry in classifiers.entries() if entry.name == self.classifier).summary
 
     def test_cross_validation_predicts_each_case_once_out_of_fold(self, tmp_path: Path) -> None:
+        """One row a case, in the fold that holds it out, with one threshold a fold."""
         cases = phantom_cases(12)
         frame = self.cross_validate(tmp_path, cases)
         assert tuple(frame.columns) == PREDICTION_COLUMNS
@@ -120,6 +122,7 @@ class ClassifierSuite:
         assert frame.groupby("fold")["threshold"].nunique().eq(1).all()
 
     def test_predictions_and_threshold_do_not_depend_on_labels_of_the_test_fold(self, tmp_path: Path) -> None:
+        """Flipping held-out labels changes nothing, or the classifier has peeked."""
         cases = phantom_cases(12)
         first = phantom_folds(cases).test(0)
         flipped = [replace(case, label=1 - (case.label or 0)) if case.case_id in first else case for case in cases]
@@ -129,6 +132,7 @@ class ClassifierSuite:
         pd.testing.assert_frame_equal(honest, other, check_exact=True)
 
     def test_cross_validation_repeats_when_seed_is_the_same(self, tmp_path: Path) -> None:
+        """Same seed, same numbers to the last bit."""
         cases = phantom_cases(12)
         pd.testing.assert_frame_equal(
             self.cross_validate(tmp_path / "a", cases, seed=4),
@@ -137,6 +141,7 @@ class ClassifierSuite:
         )
 
     def test_resuming_redoes_unfinished_folds_only_and_gives_the_same(self, tmp_path: Path) -> None:
+        """A finished fold is read back, a missing one is made again with the same result."""
         cases = phantom_cases(12)
         whole = self.cross_validate(tmp_path, cases)
         kept = tmp_path / "fold0" / "predictions.csv"
@@ -147,6 +152,7 @@ class ClassifierSuite:
         assert kept.stat().st_mtime_ns == written
 
     def test_stored_folds_predict_new_patients_without_labels(self, tmp_path: Path) -> None:
+        """What a fold left on disk is enough for patients whose label nobody knows."""
         cases = phantom_cases(12)
         frame = self.cross_validate(tmp_path, cases)
         save_evaluator(tmp_path, self.classifier, self.build())
@@ -159,6 +165,7 @@ class ClassifierSuite:
         assert ensemble.shape == (12,) and ((ensemble >= 0) & (ensemble <= 1)).all()
 
     def test_options_and_settings_survive_nni_serialisation(self) -> None:
+        """NNI sends evaluators to trial processes as JSON."""
         evaluator = self.build()
         again = nni.load(nni.dump(evaluator))
         assert type(again) is type(evaluator)

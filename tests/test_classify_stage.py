@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nni
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nni.nas.evaluator import Evaluator
+from nni.nas.execution import SequentialExecutionEngine
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.space import RawFormatModelSpace
+from nni.nas.strategy import Random
+from torch import nn
+
+from glioma_nas.config import MarkerConfig, parse_config
+from glioma_nas.errors import CohortError, ConfigError, LabelError, LeakageError, StorageError
+from glioma_nas.files import write_json
+from glioma_nas.folds import make_folds
+from glioma_nas.marker_evaluator import ClassifierSettings, MarkerStudy, build_evaluator, load_evaluator
+from glioma_nas.markers import cut_case
+from glioma_nas.pipeline import StageContext
+from glioma_nas.prepared import PreparedCohort
+from glioma_nas.progress import Silent
+from glioma_nas.stages import classify
+from glioma_nas.testing.classifier_suite import phantom_cases
+
+SEQUENCES = ("t1ce", "flair")
+SIDE = 32
+N_PATIENTS = 16
+N_FOLDS = 2
+
+
+def write_preprocess(folder, *, ages=None, labels=None, present=None):
+    """Write what the preprocess stage leaves: the tumours of IDH-mutant patients are brighter on T1c."""
+    phantoms = phantom_cases(N_PATIENTS, side=SIDE, n_slices=4, signal=3.0)
+    for index, phantom in enumerate(phantoms):
+        # A slice above and below the tumour, so that slices have to be chosen.
+        images = np.pad(phantom.images, ((1, 1), (0, 0), (0, 0), (0, 0)))
+        mask = np.pad(phantom.mask, ((1, 1), (0, 0), (0, 0)))
+        own = folder / "cases" / phantom.case_id
+        own.mkdir(parents=True)
+        np.save(own / "images.npy", images)
+        np.save(own / "mask.npy", mask)
+        words = {"idh": "mutant" if phantom.label else "wildtype", "ki67": str(5 + 20 * phantom.label)}
+        write_json(
+            own / "case.json",
+            {
+                "case_id": phantom.case_id,
+                "patient_id": phantom.patient_id,
+                "age": phantom.age if ages is None else ages[index],
+                "sex": phantom.sex,
+                "labels": words if labels is None else labels(index, words),
+                "sequences": list(SEQUENCES),
+                "present": list(SEQUENCES if present is None else present(index)),
+                "mask": str(own / "mask.npy"),
+                "mask_labels": [1],
+                "n_slices": len(images),
+                "tumour_px": [int(area) for area in mask.sum(axis=(1, 2))],
+                "brain_px": [SIDE * SIDE] * len(images),
+                "min_tumour_px": 1,
+                "voxel_hashes": {"t1ce": f"hash{index}"},
+                "grid": {
+                    "reference": "none.nii.gz",
+                    "shape": [SIDE, SIDE, len(images)],
+                    "affine": np.eye(4).tolist(),
+                    "spacing_mm": [1.0, 1.0, 1.0],
+                    "steps": [],
+                },
+            },
+        )
+    index = {"sequences": list(SEQUENCES), "image_size_px": SIDE, "cases": [case.case_id for case in phantoms]}
+    write_json(folder / "index.json", {**index, "excluded": []})
+    make_folds(phantoms_as_rows(phantoms), n_folds=N_FOLDS, seed=0, stratify_by=("idh",)).write(folder / "folds.json")
+
+
+class Row:
+    def __init__(self, phantom):
+        self.case_id, self.patient_id = phantom.case_id, phantom.patient_id
+        self.labels = {"idh": str(phantom.label)}
+
+
+def phantoms_as_rows(phantoms):
+    return [Row(phantom) for phantom in phantoms]
+
+
+def write_segment(folder, preprocess, *, empty=(), leak=()):
+    cohort = PreparedCohort.load(preprocess)
+    provenance = {}
+    for case in cohort.cases.values():
+        fold = cohort.folds.fold_of(case.case_id)
+        path = folder / "masks_prepared" / "student" / f"{case.case_id}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask = np.array(case.mask())
+        np.save(path, mask * 0 if case.case_id in empty else mask)
+        train = [cohort.cases[case_id].patient_id for case_id in cohort.folds.train(fold)]
+        train += [case.patient_id] if case.case_id in leak else []
+        provenance[case.case_id] = {"network": "student", "fold": fold, "train_patients": train}
+    write_json(folder / "provenance.json", provenance)
+
+
+def context(root, *, markers=None, missing="error", **changes):
+    config = parse_config(
+        {
+            "cohort": {"sheet": "cohort.csv", "sequences": list(SEQUENCES), "missing_sequence": missing},
+            "folds": {"n_folds": N_FOLDS},
+            "classify": {
+                "epochs": 10,
+                "slices_per_case": 3,
+                "image_size_px": SIDE,
+                "bootstrap_samples": 100,
+                "markers": markers or {"idh": {"column": "idh", "positive": "mutant", "options": {"metadata": False}}},
+                **changes,
+            },
+        },
+        source="test",
+        folder=root,
+    )
+    folder = root / "classify"
+    folder.mkdir(exist_ok=True)
+    return StageContext(config, folder, {"preprocess": root / "preprocess", "segment": root / "segment"}, Silent())
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    write_preprocess(tmp_path / "preprocess")
+    write_segment(tmp_path / "segment", tmp_path / "preprocess")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("run")
+    write_preprocess(root / "preprocess")
+    write_segment(root / "segment", root / "preprocess", empty=("case004",))
+    return root, classify.run(context(root))
+
+
+def test_classify_finds_the_planted_marker_and_says_how_surely(finished):
+    _, results = finished
+    summary = results["markers"]["idh"]
+    assert summary["metrics"]["auc"]["value"] > 0.85
+    assert (summary["n_patients"], summary["n_positive"]) == (N_PATIENTS, N_PATIENTS // 2)
+    assert summary["positive_class"] == "idh = mutant"
+    assert summary["statement"].startswith(f"out-of-fold AUC {summary['metrics']['auc']['value']:.3f} (95 % interval")
+    json.dumps(results, allow_nan=False)
+
+
+def test_classify_writes_metrics_with_n_split_and_interval(finished):
+    root, _ = finished
+    for name in ("metrics.json", "baseline_age_sex_metrics.json"):
+        metrics = json.loads((root / "classify" / "idh" / name).read_text())
+        assert {"auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "kappa", "mcc", "brier"} <= set(
+            metrics
+        )
+        for figure in metrics.values():
+            assert figure["low"] <= figure["value"] <= figure["high"]
+            assert (figure["n"], figure["n_positive"]) == (N_PATIENTS, N_PATIENTS // 2)
+            assert figure["split"] == "out-of-fold, patient level, 2 folds"
+        low, high = sorted((metrics["sensitivity"]["value"], metrics["specificity"]["value"]))
+        assert low <= metrics["accuracy"]["value"] <= high
+
+
+def test_classify_predicts_every_case_in_the_fold_that_holds_it_out(finished):
+    root, _ = finished
+    folds = PreparedCohort.load(root / "preprocess").folds
+    for name in ("predictions.csv", "baseline_age_sex_predictions.csv"):
+        frame = pd.read_csv(root / "classify" / "idh" / name)
+        assert sorted(frame["case_id"]) == sorted(f"case{index:03d}" for index in range(N_PATIENTS))
+        assert all(folds.fold_of(row.case_id) == row.fold for row in frame.itertuples())
+        assert (frame["predicted"] == (frame["probability"] >= frame["threshold"])).all()
+
+
+def test_classify_writes_a_roc_curve_whose_area_is_the_auc(finished):
+    root, results = finished
+    curves = pd.read_csv(root / "classify" / "idh" / "roc.csv")
+    own = curves[curves["classifier"] == "idh"]
+    area = np.trapezoid(own["true_positive_rate"], own["false_positive_rate"])
+    assert area == pytest.approx(results["markers"]["idh"]["metrics"]["auc"]["value"], abs=1e-4)
+    assert set(curves["classifier"]) == {"idh", "age_sex"}
+
+
+def test_classify_says_which_cases_had_an_empty_mask_and_unknown_age(finished):
+    _, results = finished
+    summary = results["markers"]["idh"]
+    assert summary["middle_slices_because_mask_empty"] == ["case004"]
+    assert (summary["n_age_unknown"], summary["n_sex_unknown"]) == (2, 6)
+
+
+def test_classify_leaves_classifiers_that_predict_a_new_patient(finished):
+    root, _ = finished
+    case = next(iter(PreparedCohort.load(root / "preprocess").cases.values()))
+    evaluator = load_evaluator(root / "classify" / "idh" / "idh")
+    inputs = cut_case(
+        case,
+        case.mask(),
+        order=SEQUENCES,
+        sequences=evaluator.settings.sequences,
+        slices_per_case=evaluator.settings.slices_per_case,
+        image_size_px=evaluator.settings.image_size_px,
+    )
+    probability = evaluator.predict_folds(root / "classify" / "idh" / "idh", [inputs])
+    assert probability.shape == (1,) and 0 < probability[0] < 1
+
+
+def test_classify_repeats_and_reads_finished_folds_back(finished):
+    root, results = finished
+    weights = sorted((root / "classify").rglob("weights.safetensors"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    assert len(weights) == N_FOLDS
+    assert classify.run(context(root)) == results
+    assert [path.stat().st_mtime_ns for path in weights] == before
+
+
+def test_classify_serves_several_markers_and_counts_unknown_labels(tmp_path):
+    write_preprocess(
+        tmp_path / "preprocess", labels=lambda index, words: words if index != 5 else {**words, "ki67": "unknown"}
+    )
+    write_segment(tmp_path / "segment", tmp_path / "preprocess")
+    markers = {
+        "idh": {"column": "idh", "positive": "mutant", "classifier": "age_sex"},
+        "ki67": {"column": "ki67", "threshold": 10, "classifier": "kinet"},
+    }
+    summaries = classify.run(context(tmp_path, markers=markers, epochs=1))["markers"]
+    assert (summaries["idh"]["n_patients"], summaries["idh"]["n_left_out_label_unknown"]) == (N_PATIENTS, 0)
+    assert summaries["idh"]["auc_minus_baseline"] is None
+    assert (tmp_path / "classify" / "idh" / "baseline_age_sex_metrics.json").is_file()
+    assert (summaries["ki67"]["n_patients"], summaries["ki67"]["n_left_out_label_unknown"]) == (N_PATIENTS - 1, 1)
+    assert summaries["ki67"]["positive_class"] == "ki67 ≥ 10"
+
+
+@pytest.mark.parametrize(("missing", "n_patients"), [("exclude", N_PATIENTS - 1), ("zero", N_PATIENTS)])
+def test_classify_treats_missing_sequences_as_the_cohort_says(tmp_path, missing, n_patients):
+    write_preprocess(tmp_path / "preprocess", present=lambda index: ("flair",) if index == 2 else SEQUENCES)
+    write_segment(tmp_path / "segment", tmp_path / "preprocess")
+    summary = classify.run(context(tmp_path, missing=missing, epochs=1))["markers"]["idh"]
+    assert summary["n_patients"] == n_patients
+    key = "left_out_sequence_missing" if missing == "exclude" else "zero_channel_for_missing_sequence"
+    assert summary[key] == {"case002": "t1ce"}
+
+
+def test_classify_is_refused_when_a_sequence_is_missing_and_that_is_an_error(tmp_path):
+    write_preprocess(tmp_path / "preprocess", present=lambda index: ("flair",) if index == 2 else SEQUENCES)
+    write_segment(tmp_path / "segment", tmp_path / "preprocess")
+    with pytest.raises(CohortError, match="case case002 lacks sequence 't1ce' of marker 'idh'"):
+        classify.run(context(tmp_path))
+
+
+def trained_nothing(root):
+    return not list((root / "classify").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"column": "mgmt", "positive": "methylated"}, r"cohort\.csv: marker 'bad', column 'mgmt': the sheet lacks"),
+        ({"column": "ki67", "threshold": 100}, "all 16 patients with a known value are of one class"),
+        ({"column": "idh", "threshold": 1}, "unknown value 'wildtype' in case case000"),
+    ],
+)
+def test_classify_is_refused_before_any_training_when_labels_cannot_be_used(run_folder, bad, message):
+    markers = {"idh": {"column": "idh", "positive": "mutant"}, "bad": bad}
+    with pytest.raises(LabelError, match=message):
+        classify.run(context(run_folder, markers=markers))
+    assert trained_nothing(run_folder)
+
+
+def test_classify_is_refused_before_any_training_when_an_option_is_unknown(run_folder):
+    markers = {
+        "idh": {"column": "idh", "positive": "mutant"},
+        "bad": {"column": "idh", "positive": "mutant", "options": {"mod": "IMG"}},
+    }
+    with pytest.raises(ConfigError, match="classifier 'idh' has no option 'mod': did you mean 'mode'"):
+        classify.run(context(run_folder, markers=markers))
+    assert trained_nothing(run_folder)
+
+
+def test_classify_is_refused_when_a_mask_is_not_out_of_fold(tmp_path):
+    write_preprocess(tmp_path / "preprocess")
+    write_segment(tmp_path / "segment", tmp_path / "preprocess", leak=("case007",))
+    with pytest.raises(LeakageError, match=r"case case007: its mask was made by network 'student'"):
+        classify.run(context(tmp_path))
+    assert trained_nothing(tmp_path)
+
+
+def test_classify_is_refused_when_a_mask_is_missing(run_folder):
+    (run_folder / "segment" / "masks_prepared" / "student" / "case003.npy").unlink()
+    with pytest.raises(StorageError, match=r"case003\.npy: predicted mask missing .* run the segment stage again"):
+        classify.run(context(run_folder))
+
+
+def test_classify_does_nothing_when_no_marker_is_configured(run_folder):
+    config = parse_config({"cohort": {"sheet": "cohort.csv"}}, source="test", folder=run_folder)
+    bare = StageContext(
+        config,
+        run_folder / "classify",
+        {"preprocess": run_folder / "preprocess", "segment": run_folder / "segment"},
+        Silent(),
+    )
+    assert classify.run(bare) == {"markers": {}}
+
+
+class Threshold(nn.Module):
+    """A segmentation network that calls bright FLAIR tumour, smoothed against the noise."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(self, x):
+        smooth = nn.functional.avg_pool2d(x[:, :1], 5, stride=1, padding=2)
+        return torch.cat([torch.zeros_like(smooth), smooth - self.level], dim=1)
+
+
+class ThresholdSpace(ModelSpace):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = LayerChoice([Threshold(0.5), Threshold(0.6)], label="net")
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def study(root, **changes):
+    arguments = {
+        "preprocess_folder": root / "preprocess",
+        "marker": "idh",
+        "config": MarkerConfig(column="idh", positive="mutant"),
+        "sheet": Path("cohort.csv"),
+        "network_sequences": ("flair",),
+        **changes,
+    }
+    return MarkerStudy(**arguments)
+
+
+SETTINGS = ClassifierSettings(sequences=SEQUENCES, epochs=6, batch_size=16, slices_per_case=3, image_size_px=SIDE)
+
+
+def test_evaluator_scores_a_segmentation_network_by_the_auc_of_its_masks(run_folder):
+    evaluator = build_evaluator("idh", SETTINGS, {"mode": "ROI", "metadata": False}, study=study(run_folder))
+    model = Threshold(0.5).train()
+    value = evaluator.evaluate(model)
+    assert 0.5 < value <= 1.0
+    assert evaluator.evaluate(model) == value
+    assert model.training
+
+
+def test_evaluator_reports_to_nni_inside_a_trial_only(run_folder):
+    evaluator = nni.load(nni.dump(build_evaluator("age_sex", SETTINGS, {}, study=study(run_folder))))
+    frozen = RawFormatModelSpace.from_model(ThresholdSpace(), evaluator).freeze({"net": 1})
+    with Evaluator.mock_runtime(frozen):
+        value = evaluator.evaluate(frozen.executable_model())
+    assert frozen.metrics.final == value
+    assert evaluator.evaluate(Threshold(0.5)) == pytest.approx(value)
+
+
+def test_evaluator_refuses_patients_the_network_was_trained_on(run_folder):
+    leaky = study(run_folder, network_patients=("patient003",), case_ids=("case002", "case003"))
+    with pytest.raises(LeakageError, match="case case003: the segmentation network was trained on its patient"):
+        build_evaluator("idh", SETTINGS, {}, study=leaky).evaluate(Threshold(0.5))
+
+
+def test_evaluator_works_with_a_built_in_nni_strategy(run_folder):
+    evaluator = build_evaluator("age_sex", SETTINGS, {}, study=study(run_folder))
+    space = RawFormatModelSpace.from_model(ThresholdSpace(), evaluator)
+    strategy = Random(seed=0)
+    before = nni.trial._params
+    try:
+        strategy(space, SequentialExecutionEngine(max_model_count=2))
+    finally:
+        # NNI leaves the last trial's parameters behind, and other tests look at them.
+        nni.trial._params = before
+    models = list(strategy.list_models())
+    assert len(models) == 2
+    assert all(0 < model.metrics.final <= 1 for model in models)
