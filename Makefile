@@ -31,8 +31,9 @@ types: install
 	for folder in search_spaces strategies evaluators plugins; do ln -s ../../../$$folder build/typing/glioma_nas/; done
 	MYPYPATH=build/typing $(BIN)/mypy -p glioma_nas
 
+# One thread for each of the two workers: more would wait for each other on every small tensor.
 unit: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # The built wheel is tested from an empty folder, where nothing of the checkout can stand in for a missing module.
 wheel: install

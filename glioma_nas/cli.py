@@ -179,6 +179,9 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """Entry point of the ``glioma-nas`` command."""
+    # Threads that spin while they wait make every other process on the machine crawl, and crawl themselves as soon as
+    # there is one; sleeping instead costs microseconds. It must be set before torch loads its OpenMP runtime.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = int(app(standalone_mode=False) or 0)
     except GliomaNasError as err:

@@ -17,6 +17,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from glioma_nas.errors import ImageError
 from glioma_nas.files import write_bytes
@@ -191,7 +193,7 @@ def _open(path: Path) -> tuple[Any, int]:
         raise ImageError(f"{path}: not a NIfTI file ({len(raw)} bytes); convert it, for example with dcm2niix")
     try:
         return _HEADER_SIZES[size.pop()].from_bytes(raw), len(raw)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OSError) as err:
+    except (ImageFileError, HeaderDataError, ValueError, OSError) as err:
         raise ImageError(f"{path}: not readable as NIfTI ({' '.join(str(err).split())}); {_COPY_AGAIN}") from err
 
 

@@ -6,8 +6,6 @@ or nothing (`glioma_nas.console`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -40,17 +38,19 @@ class _SilentTask:
     def advance(self, steps: int = 1, /, **figures: float) -> None:
         pass
 
+    def __enter__(self) -> Task:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
 
 class Silent:
     """A `Progress` that shows nothing; the default everywhere."""
 
-    @contextmanager
-    def _context(self) -> Iterator[Task]:
-        yield _SilentTask()
-
     def task(self, description: str, total: int) -> TaskContext:
         """See `Progress.task`."""
-        return self._context()
+        return _SilentTask()
 
     def note(self, text: str) -> None:
         """See `Progress.note`."""

@@ -159,7 +159,7 @@ def grow(
     labels[inside] = OEDEMA
     labels[inside_core] = NECROSIS
     labels[inside_core & (enhancing > 0.5)] = ENHANCING
-    rim = core * (1 - _ramp(depth_mm - 0.22 * plan.core_mm, 1.0))
+    rim = core * (1 - _ramp(depth_mm - 0.12 * plan.core_mm, 0.8))
     return Tumour(
         labels, presence, core, necrosis, enhancing, rim, plan.texture * (0.6 * fine + 0.6 * patch_noise) * core
     )

@@ -31,6 +31,9 @@ from glioma_nas.search_spaces.plan import choose_kept, make_plan, removable_skip
 METHODS = ("joint", "viterbi", "fasterseg")
 DOWN_SKIPS = ("keep", "next_best")
 
+# Log score of what has probability 0: finite, so that among impossible paths the one with fewest such steps wins.
+_IMPOSSIBLE = -1e9
+
 _Node = tuple[Cell, ...]
 
 
@@ -53,8 +56,8 @@ def decode(
         skips: Operators that are skip connections.
         architecture: ``student``, or ``teacher``: widest, and no skips.
         branches: Name of the set of branches, for example ``2_4``.
-        method: ``joint`` takes the downsampling positions with the largest product of β⁰, where a node with one input
-            counts 1; ``viterbi`` takes the likelihood of the whole path, with (1-β⁰) for every node that is kept;
+        method: ``joint`` takes the downsampling positions with the largest product of β⁰ among the nodes that have a β
+            (two inputs); ``viterbi`` takes the likelihood of the whole path, with (1-β⁰) where the scale is kept;
             ``fasterseg`` is ``joint`` within that project's ranges (three cells before the first downsampling and
             between two, two after the last), and replaces every skip that is not removed by the next best operator.
         down_skips: What a branch does that goes down through a cell whose operator is a skip: ``keep`` the strided
@@ -160,12 +163,14 @@ def _moves(layout: Layout, state: _Node, probabilities: _Weights, method: str) -
 
 
 def _log_score(layout: Layout, cell: Cell, index: int, probabilities: _Weights, method: str) -> float:
-    if not layout.has_input_choice(cell):
-        return 0.0
     if method == "joint" and index != FROM_FINER:
         return 0.0
+    if not layout.has_input_choice(cell):
+        # A node with one input has no β. Its probability is 1 on a path, but as a position to choose it would beat
+        # every learned one, and each branch would go down at once whatever the search found.
+        return _IMPOSSIBLE if method == "joint" and index == FROM_FINER else 0.0
     value = float(probabilities.of(f"in_{cell.name}")[index])
-    return math.log(value) if value > 0 else -1e9
+    return math.log(value) if value > 0 else _IMPOSSIBLE
 
 
 def _replace_down_skips(

@@ -48,14 +48,14 @@ class DerivedNetwork(nn.Module):
             In evaluation mode logits (N, K, H, W); in training mode a dict of such logits: ``logits`` and, for each
             final scale s, ``scale_s``.
         """
-        if not torch.jit.is_tracing():
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined]  # documented, but not in torch's own export list
             check_input(x, self.stem, self.divisor)
         stem = self.stem(x)
         features: list[Tensor] = []
         for step in self.plan.steps:
             features.append(self.cells[step.name](stem if step.source is None else features[step.source]))
         finals = {scale: features[index] for scale, index in self.plan.outputs.items()}
-        logits = self.head(finals)
+        logits: Tensor = self.head(finals)
         if not self.training:
             return logits
         return {"logits": logits, **self.auxiliary(finals)}

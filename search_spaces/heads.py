@@ -43,7 +43,8 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C_out, H/scale, W/scale)."""
-        return self.body(x)
+        output: Tensor = self.body(x)
+        return output
 
 
 class FusionHead(nn.Module):

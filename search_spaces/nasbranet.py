@@ -113,12 +113,13 @@ class NASBraNet(ModelSpace):
             return
         self._mutables_by_label = {label: self._mutable(label) for label in self.layout.choices}
         ends = self._width(None)
-        self.stem: nn.Module = self._make_stem(ends)
-        self.cells = nn.ModuleDict(
+        # Any: once the space is a supernet, these are what the hooks made of them.
+        self.stem: Any = self._make_stem(ends)
+        self.cells: Any = nn.ModuleDict(
             {cell.name: SearchCell(self.layout, cell, self._width) for cell in self.layout.cells}
         )
-        self.heads: nn.Module = LayerChoice(self._make_heads(ends), label=BRANCHES_LABEL)
-        self.auxiliary: nn.Module = self._make_auxiliary(ends)
+        self.heads: Any = LayerChoice(self._make_heads(ends), label=BRANCHES_LABEL)
+        self.auxiliary: Any = self._make_auxiliary(ends)
 
     # What NNI asks for ----------------------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ class NASBraNet(ModelSpace):
             problem = mutable.check_contains(sample)
             if problem is not None:
                 problem.paths.append(label)
-                return problem  # type: ignore[no-any-return]  # NNI has no types
+                return problem
         return None
 
     def freeze(self, sample: Mapping[str, Any]) -> DerivedNetwork:

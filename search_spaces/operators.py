@@ -77,7 +77,8 @@ class Skip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
-        return self.body(halve(x) if self.stride == 2 else x)
+        output: Tensor = self.body(halve(x) if self.stride == 2 else x)
+        return output
 
 
 @operators.register("conv3x3")
@@ -91,7 +92,8 @@ class Conv3x3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
-        return self.body(x)
+        output: Tensor = self.body(x)
+        return output
 
 
 @operators.register("conv3x3_x2")
@@ -107,7 +109,8 @@ class Conv3x3Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
-        return self.body(x)
+        output: Tensor = self.body(x)
+        return output
 
 
 class _Zoomed(nn.Module):

@@ -168,7 +168,8 @@ class SwitchableBatchNorm2d(SilentSuperNetModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W) with the statistics of width C."""
-        return self.of_width(x.shape[1])(x)
+        output: Tensor = self.of_width(x.shape[1])(x)
+        return output
 
     def of_width(self, width: int) -> nn.BatchNorm2d:
         """Return the batch norm of one width.
@@ -178,7 +179,8 @@ class SwitchableBatchNorm2d(SilentSuperNetModule):
         """
         if str(width) not in self.by_width:
             raise ArchitectureError(f"no batch norm for {width} channels; allowed: {', '.join(self.by_width)}")
-        norm: nn.BatchNorm2d = self.by_width[str(width)]
+        norm = self.by_width[str(width)]
+        assert isinstance(norm, nn.BatchNorm2d)
         return norm
 
 

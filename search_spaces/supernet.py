@@ -53,7 +53,7 @@ class SearchCell(nn.Module):
         """
         if not strides:
             return None, None
-        x = same if finer is None else finer
+        x: Any = same if finer is None else finer
         if self.input is not None:
             x = self.input([finer, same])
         if gate is not None:

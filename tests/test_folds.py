@@ -18,7 +18,8 @@ from glioma_nas.folds import Folds, check_folds, load_folds, make_folds
 
 def cases(n: int, **labels: list[str]) -> list[Case]:
     return [
-        Case(f"c{i}", f"p{i}", {}, labels={name: values[i] for name, values in labels.items() if values[i]}) for i in range(n)
+        Case(f"c{i}", f"p{i}", {}, labels={name: values[i] for name, values in labels.items() if values[i]})
+        for i in range(n)
     ]
 
 
@@ -110,7 +111,7 @@ def test_make_folds_refuses_more_folds_than_patients() -> None:
 
 
 def test_make_folds_refuses_a_column_the_sheet_lacks() -> None:
-    with pytest.raises(LabelError, match="stratify_by names column 'idh1'.*did you mean 'idh'"):
+    with pytest.raises(LabelError, match=r"stratify_by names column 'idh1'.*did you mean 'idh'"):
         make_folds(cases(9, idh=["a"] * 9), n_folds=3, seed=0, stratify_by=("idh1",))
 
 
@@ -155,7 +156,9 @@ def test_check_folds_accepts_clean_folds() -> None:
 
 def test_check_folds_refuses_one_patient_on_both_sides() -> None:
     cohort = hashed(Hashed("a", "SECRET", {}), Hashed("b", "SECRET", {}))
-    with pytest.raises(LeakageError, match=r"fold 0: cases b \(train\) and a \(test\) are of the same patient") as caught:
+    with pytest.raises(
+        LeakageError, match=r"fold 0: cases b \(train\) and a \(test\) are of the same patient"
+    ) as caught:
         check_folds(Folds(0, ((("b",), ("a",)), (("a",), ("b",)))), cohort)
     assert "SECRET" not in str(caught.value)
 
@@ -163,7 +166,9 @@ def test_check_folds_refuses_one_patient_on_both_sides() -> None:
 def test_check_folds_refuses_identical_voxels_under_two_patients() -> None:
     cohort = hashed(Hashed("a", "p", {"t1": "1", "flair": "9"}), Hashed("b", "q", {"t1": "2", "flair": "9"}))
     folds = Folds(0, ((("b",), ("a",)), (("a",), ("b",))))
-    with pytest.raises(LeakageError, match=r"flair of case b \(train\) and flair of case a \(test\) hold identical voxels"):
+    with pytest.raises(
+        LeakageError, match=r"flair of case b \(train\) and flair of case a \(test\) hold identical voxels"
+    ):
         check_folds(folds, cohort)
 
 

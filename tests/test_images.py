@@ -65,7 +65,9 @@ def test_read_volume_refuses_a_truncated_file(tmp_path: Path, name: str, kept: f
 
 
 def test_read_volume_refuses_a_damaged_byte(tmp_path: Path) -> None:
-    path = write_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(1, 1000, (40, 40, 9)).astype(np.int16))
+    path = write_nifti(
+        tmp_path / "scan.nii.gz", np.random.default_rng(0).integers(1, 1000, (40, 40, 9)).astype(np.int16)
+    )
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)

@@ -40,7 +40,9 @@ def test_enlarge_keeps_a_linear_ramp_linear() -> None:
     torch.testing.assert_close(inner.diff(), torch.full((13,), 0.5))
 
 
-@pytest.mark.parametrize(("name", "convolutions"), [("conv3x3", 1), ("conv3x3_x2", 2), ("zoomed_conv", 1), ("zoomed_conv_x2", 2)])
+@pytest.mark.parametrize(
+    ("name", "convolutions"), [("conv3x3", 1), ("conv3x3_x2", 2), ("zoomed_conv", 1), ("zoomed_conv_x2", 2)]
+)
 def test_operator_has_its_number_of_convolutions(name: str, convolutions: int) -> None:
     sizes = [module.kernel_size for module in plain(name).modules() if isinstance(module, nn.Conv2d)]
     assert sizes == [(3, 3)] * convolutions

@@ -19,6 +19,7 @@ from glioma_nas.folds import Folds
 from glioma_nas.pipeline import StageContext
 from glioma_nas.progress import Silent
 from glioma_nas.report.document import show_interval, show_number
+from glioma_nas.report.figures import drawing_figure
 from glioma_nas.report.intervals import estimate, mean, patient_means
 from glioma_nas.report.overlays import choose_slice, window
 from glioma_nas.report.segmentation_section import rank_name, spread
@@ -170,7 +171,7 @@ def write_search(folder: Path) -> None:
             }
         )
     table(folder / "history.csv", rows)
-    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 300 60"><rect width="80" height="40"/></svg>'
+    svg = '<svg viewBox="0 0 300 60" xmlns="http://www.w3.org/2000/svg"><rect width="80"/><script>x()</script></svg>'
     cells = [
         {"layer": 0, "scale": 2, "operator": "conv3x3", "width": 32, "down": False},
         {"layer": 1, "scale": 2, "operator": "zoomed_conv", "width": 24, "down": True},
@@ -514,6 +515,18 @@ def test_estimate_interval_covers_the_truth_about_95_times_in_100() -> None:
         assert found.high is not None
         hits += found.low <= 0 <= found.high
     assert 180 <= hits <= 198
+
+
+def test_drawing_figure_gives_the_page_colours_to_a_drawing() -> None:
+    figure = drawing_figure("x", '<svg viewBox="0 0 320.5 40"><text>a</text></svg>', "a drawing")
+    svg = base64.b64decode(figure.uri.split(",")[1]).decode()
+    assert svg.startswith('<svg viewBox="0 0 320.5 40"><style>svg{color:#')
+    assert figure.width_px == 320
+
+
+def test_drawing_figure_refuses_what_is_no_drawing() -> None:
+    with pytest.raises(StorageError, match="'x' is no SVG element with a viewBox"):
+        drawing_figure("x", "<svg><rect/></svg>", "no viewBox")
 
 
 def test_choose_slice_takes_the_largest_expert_mask_and_else_the_predicted_one() -> None:

@@ -27,7 +27,7 @@ class CropPad(PreprocessStep):
             seen |= (data != 0).any(axis=2)
         if not seen.any():
             raise ImageError("every voxel is 0, so there is no brain to centre on")
-        start = [_centre(seen.any(axis=1)) - size // 2, _centre(seen.any(axis=0)) - size // 2]
+        start = [_centre(seen, axis=0) - size // 2, _centre(seen, axis=1) - size // 2]
         shape = list(volumes.shape[:2])
         mask = None if volumes.mask is None else _window(volumes.mask, start, [size, size])
         shift = np.eye(4)
@@ -49,8 +49,8 @@ class CropPad(PreprocessStep):
         return _window(probability, [-start for start in record["start"]], record["shape"])
 
 
-def _centre(occupied: npt.NDArray[np.bool_]) -> int:
-    places = np.flatnonzero(occupied)
+def _centre(seen: npt.NDArray[np.bool_], *, axis: int) -> int:
+    places = np.flatnonzero(seen.any(axis=1 - axis))
     return (int(places[0]) + int(places[-1]) + 1) // 2
 
 

@@ -82,6 +82,7 @@ def search_charts(history: pd.DataFrame) -> list[Figure]:
                 axes.plot(
                     known["epoch"], known[name], style, color=colour, marker=marker, ms=3, label=panel.columns[name]
                 )
+            axes.set_xlim(float(history["epoch"].min()) - 0.5, float(history["epoch"].max()) + 0.5)
             axes.set_title(panel.title)
             axes.set_xlabel("epoch")
             axes.set_ylabel(panel.unit)

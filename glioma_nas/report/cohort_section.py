@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -140,7 +141,7 @@ def _folds(records: RunRecords, config: RunConfig) -> Table:
     for fold in range(cohort.folds.n):
         train = [cohort.cases[name] for name in cohort.folds.train(fold) if name in cohort.cases]
         test = [cohort.cases[name] for name in cohort.folds.test(fold) if name in cohort.cases]
-        row = {
+        row: dict[str, Any] = {
             "fold": fold,
             "train_patients": len({case.patient_id for case in train}),
             "train_cases": len(train),

@@ -264,9 +264,10 @@ def _read_metrics(folder: Path | None, name: str) -> Mapping[str, Mapping[str, A
 def _check_accuracy(path: Path, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     # Accuracy is a weighted mean of sensitivity and specificity: outside their range, one of the three is wrong.
     values = [metrics.get(name, {}).get("value") for name in ("accuracy", "sensitivity", "specificity")]
-    if any(value is None for value in values):
+    known = [float(value) for value in values if value is not None]
+    if len(known) < len(values):
         return
-    accuracy, sensitivity, specificity = values
+    accuracy, sensitivity, specificity = known
     slack = 1e-3  # the file holds rounded numbers
     if not min(sensitivity, specificity) - slack <= accuracy <= max(sensitivity, specificity) + slack:
         raise StorageError(

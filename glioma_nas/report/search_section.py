@@ -126,7 +126,7 @@ def _column(key: str, values: Sequence[Any]) -> Column:
     if filled and all(isinstance(value, int | float) and not isinstance(value, bool) for value in filled):
         return number(key, heading, 3)
     if filled and all(isinstance(value, bool) for value in filled):
-        return Column(heading, lambda row: {True: "yes", False: "no"}.get(row.get(key), "–"))
+        return Column(heading, lambda row: "–" if row.get(key) is None else "yes" if row[key] else "no")
     # Here an empty cell is an answer (such as: no second input), not a missing measurement.
     shown = text(key, heading)
     return Column(heading, lambda row: shown.show(row) or "–")

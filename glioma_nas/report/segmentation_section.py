@@ -310,8 +310,9 @@ def _add_overlays(section: Section, records: RunRecords, config: RunConfig, netw
         section.add_missing("Overlays of predicted masks")
         return
     caption = (
-        f"Cases spread evenly from best to worst Dice of the {network} (out-of-fold, n = {plural(len(ranked), 'case')})"
-        ", each in the slice with the largest expert mask. Anterior is up, the patient's right on the left."
+        f"Cases spread over the ranks of Dice of the {network}, best to worst (out-of-fold, "
+        f"n = {plural(len(ranked), 'case')}), each in the slice with the largest expert mask. Anterior is up, the "
+        "patient's right on the left."
     )
     legend = ((TRUTH_COLOUR, "expert"), (PREDICTION_COLOUR, f"{network}, dashed"))
     section.add(Figures(caption, pictures, legend))
@@ -337,16 +338,20 @@ def _overlay(records: RunRecords, config: RunConfig, network: str, case_id: str,
 
 
 def spread(n: int, wanted: int) -> list[int]:
-    """Return ``wanted`` ranks of 0 … n - 1, evenly spread, both ends and the middle first in line.
+    """Return ``wanted`` ranks of 0 … n - 1, evenly spread: both ends, and the median one if there are three or more.
 
-    >>> spread(5, 3), spread(2, 6), spread(9, 1)
-    ([0, 2, 4], [0, 1], [4])
+    >>> spread(5, 3), spread(2, 6), spread(9, 1), spread(20, 4)
+    ([0, 2, 4], [0, 1], [4], [0, 6, 10, 19])
     """
     if n == 0:
         return []
     if wanted == 1:
         return [n // 2]
-    return sorted({round(position) for position in np.linspace(0, n - 1, min(wanted, n))})
+    ranks = sorted({round(position) for position in np.linspace(0, n - 1, min(wanted, n))})
+    if len(ranks) > 2:
+        nearest = min(range(1, len(ranks) - 1), key=lambda place: abs(ranks[place] - n // 2))
+        ranks[nearest] = n // 2
+    return ranks
 
 
 def rank_name(rank: int, n: int) -> str:

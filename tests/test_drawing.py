@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+from supernets import random_sample
+
+from glioma_nas.search_spaces.layout import PRESETS
+from glioma_nas.search_spaces.nasbranet import NASBraNet
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_describe_lists_each_branch_from_the_stem() -> None:
+    space = NASBraNet("tiny", n_branches=1, skip_policy="conv")
+    sample = random_sample(space, 0) | {"branches": "4", "in_s4_l3": [0], "in_s4_l4": [1], "width_s2_l2": 4}
+    sample |= {"op_s2_l1": "zoomed_conv", "op_s2_l2": "conv3x3", "width_s4_l3": 2, "width_ends": 4}
+    rows = space.describe(sample)
+    assert [(row["cell"], row["layer"], row["scale"], row["stride"]) for row in rows] == [
+        (1, 1, 2, 1),
+        (2, 2, 2, 2),
+        (3, 3, 4, 1),
+        (4, 4, 4, 1),
+    ]
+    assert (rows[0]["operator"], rows[0]["width"], rows[0]["out_channels"]) == ("zoomed_conv", 4, 8)
+    assert (rows[1]["operator"], rows[1]["width"], rows[1]["out_channels"]) == ("conv3x3", 2, 8)
+    assert rows[3]["out_channels"] == 4 * 4
+    assert not any(row["shared"] for row in rows)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_drawing_is_well_formed_and_self_contained(preset: str) -> None:
+    space = NASBraNet(preset)
+    svg = space.draw(random_sample(space, 1))
+    root = ElementTree.fromstring(svg)
+    assert root.tag == f"{SVG}svg"
+    assert svg.count("http") == 1  # the namespace
+    assert "<script" not in svg
+    assert "<image" not in svg
+
+
+def test_drawing_names_the_operator_and_width_of_every_cell_used() -> None:
+    space = NASBraNet("tiny", skip_policy="conv")
+    sample = random_sample(space, 1)
+    texts = " ".join(element.text or "" for element in ElementTree.fromstring(space.draw(sample)).iter(f"{SVG}text"))
+    for row in space.describe(sample):
+        assert f"χ {row['width']} · {row['out_channels']} ch" in texts
+        assert row["operator"].split("_")[0] in texts
+    assert "stem light" in texts
+    assert "head" in texts
+
+
+def test_drawing_has_one_box_for_each_cell_used_and_a_mark_for_the_others() -> None:
+    space = NASBraNet("tiny")
+    sample = random_sample(space, 1)
+    root = ElementTree.fromstring(space.draw(sample))
+    used = {(row["scale"], row["layer"]) for row in space.describe(sample)}
+    boxes = [rect for rect in root.iter(f"{SVG}rect") if rect.get("fill-opacity") == "0.3"]
+    marks = [circle for circle in root.iter(f"{SVG}circle") if circle.find(f"{SVG}title") is not None]
+    assert len(boxes) == len(used)
+    assert len(marks) == 9 - len(used)
+
+
+def test_two_drawings_on_one_page_have_different_ids() -> None:
+    space = NASBraNet("tiny")
+    ids = [
+        {
+            marker.get("id")
+            for marker in ElementTree.fromstring(space.draw(random_sample(space, seed))).iter(f"{SVG}marker")
+        }
+        for seed in (0, 1)
+    ]
+    assert ids[0] and ids[0].isdisjoint(ids[1])

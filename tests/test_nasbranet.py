@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nni.mutable import Categorical, CategoricalMultiple
+from nni.nas.nn.pytorch import LayerChoice
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.space import model_context
+from nni.nas.strategy import DARTS, GumbelDARTS, RandomOneShot
+from supernets import SlotStrategy, one_hot, random_sample, soft, tiny_supernet
+from torch import nn
+
+from glioma_nas.architecture import Architecture
+from glioma_nas.errors import ArchitectureError, UnknownNameError
+from glioma_nas.registry import search_spaces
+from glioma_nas.search_spaces.layout import THESIS_OPERATORS
+from glioma_nas.search_spaces.nasbranet import NASBraNet
+from glioma_nas.search_spaces.super_kernel import SlicedConv2d, SwitchableBatchNorm2d
+
+IMAGE = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(1))
+PAIRS = ("2_4", "2_8", "4_8")
+
+
+def test_space_is_registered_by_name() -> None:
+    assert search_spaces.get("nasbranet") is NASBraNet
+
+
+def test_simplify_gives_one_nni_mutable_for_each_choice() -> None:
+    space = NASBraNet("tiny")
+    found = space.simplify()
+    assert list(found) == list(space.layout.choices)
+    for label, mutable in found.items():
+        assert type(mutable) is (CategoricalMultiple if label.startswith("in_") else Categorical)
+        assert tuple(mutable.values) == space.layout.choices[label]
+
+
+def test_simplify_is_the_same_before_and_after_mutation() -> None:
+    space, _ = tiny_supernet()
+    assert {k: repr(v) for k, v in space.simplify().items()} == {
+        k: repr(v) for k, v in NASBraNet("tiny").simplify().items()
+    }
+
+
+def test_own_mutables_agree_with_those_nni_finds_in_the_modules() -> None:
+    # The space lists its choices itself; NNI's hooks read them from the modules. Both must be the same.
+    space = NASBraNet("tiny")
+    in_modules: dict[str, Any] = {}
+    for module in space.modules():
+        for mutable in getattr(module, "mutables", []) if module is not space else []:
+            in_modules.update(mutable.simplify())
+    assert {label: repr(mutable) for label, mutable in in_modules.items()} == {
+        label: repr(mutable) for label, mutable in space.simplify().items()
+    }
+
+
+def test_keep_and_down_share_one_operator_choice() -> None:
+    cell = NASBraNet("tiny").cells["s2_l2"]
+    assert isinstance(cell.keep, LayerChoice)
+    assert cell.keep.label == cell.down.label == "op_s2_l2"
+
+
+def test_forward_without_strategy_gives_logits() -> None:
+    assert NASBraNet("tiny", n_classes=3)(IMAGE).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("strategy", [DARTS, GumbelDARTS, RandomOneShot])
+def test_nni_one_shot_strategy_trains_the_space_unmodified(strategy: type) -> None:
+    space = NASBraNet("tiny")
+    strategy().mutate_model(space)
+    if strategy is RandomOneShot:
+        drawn: dict[str, Any] = {}
+        for module in space.modules():
+            if isinstance(module, BaseSuperNetModule):
+                drawn.update(module.resample(drawn))
+        assert set(drawn) == set(space.simplify())
+    logits = space(IMAGE)
+    assert logits.shape == (2, 2, 32, 32)
+    logits.square().mean().backward()
+    gradients = [p.grad for name, p in space.named_parameters() if "_arch_alpha" in name]
+    assert (strategy is RandomOneShot) == (not gradients)
+    assert all(gradient is not None for gradient in gradients)
+    assert any(bool(gradient.any()) for gradient in gradients) or not gradients
+
+
+def test_random_sample_freezes_to_a_network() -> None:
+    space = NASBraNet("tiny")
+    sample: dict[str, Any] = {}
+    network = space.random(sample)
+    assert set(sample) == set(space.simplify())
+    assert network.eval()(IMAGE).shape == (2, 2, 32, 32)
+
+
+def test_space_created_in_a_model_context_is_the_derived_network() -> None:
+    space = NASBraNet("tiny")
+    sample = random_sample(space, 3)
+    with model_context(sample):
+        model = NASBraNet("tiny")
+    assert sorted(p.shape for p in model.parameters()) == sorted(p.shape for p in space.freeze(sample).parameters())
+    assert model.eval()(IMAGE).shape == (2, 2, 32, 32)
+
+
+def test_hooks_are_left_to_nni_when_the_strategy_has_no_slot() -> None:
+    assert NASBraNet("tiny").extra_oneshot_hooks(DARTS()) == []
+
+
+def test_supernet_returns_all_logits_in_training_and_pairs_in_evaluation() -> None:
+    space, slot = tiny_supernet()
+    relaxation, *_ = soft(space.layout, "student")
+    with slot.using(relaxation):
+        outputs = space.train()(IMAGE)
+        evaluated = space.eval()(IMAGE)
+    assert list(outputs) == ["pair_2_4", "pair_2_8", "pair_4_8", "scale_2", "scale_4", "scale_8"]
+    assert list(evaluated) == ["pair_2_4", "pair_2_8", "pair_4_8"]
+    assert all(logits.shape == (2, 2, 32, 32) for logits in outputs.values())
+
+
+def test_supernet_is_deterministic() -> None:
+    space, slot = tiny_supernet()
+    relaxation, *_ = soft(space.layout, "teacher", width_index=1)
+    with slot.using(relaxation):
+        first, second = space.eval()(IMAGE), space(IMAGE)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_gradient_reaches_every_architecture_parameter_and_gate() -> None:
+    space, slot = tiny_supernet()
+    relaxation, parameters, gates = soft(space.layout, "student")
+    with slot.using(relaxation):
+        loss = sum(logits.square().mean() for logits in space.train()(IMAGE).values())
+    loss.backward()
+    for label, parameter in parameters.items():
+        if label != "branches":
+            assert parameter.grad is not None and bool(parameter.grad.any()), label
+    for label, gate in gates.items():
+        assert gate.grad is not None and float(gate.grad) != 0, label
+
+
+def test_stem_and_heads_belong_to_one_architecture_and_cells_to_both() -> None:
+    space, slot = tiny_supernet()
+    relaxation, *_ = soft(space.layout, "student")
+    with slot.using(relaxation):
+        sum(logits.square().mean() for logits in space.train()(IMAGE).values()).backward()
+    for part in (space.stem, space.heads, space.auxiliary):
+        assert all(p.grad is not None for p in part.copies["student"].parameters())
+        assert all(p.grad is None for p in part.copies["teacher"].parameters())
+    assert space.stem.copies["student"].body[0][0].out_channels == 2 * 2
+    assert space.stem.copies["teacher"].body[0][0].out_channels == 4 * 2
+
+
+def test_supernet_holds_one_super_kernel_for_each_convolution_of_the_cells() -> None:
+    space, _ = tiny_supernet()
+    convolutions = [module for module in space.cells.modules() if isinstance(module, nn.Conv2d)]
+    assert convolutions and all(isinstance(module, SlicedConv2d) for module in convolutions)
+    norms = [module for module in space.cells.modules() if isinstance(module, SwitchableBatchNorm2d)]
+    assert len(norms) == len(convolutions)
+
+
+def check_same_logits(space: NASBraNet, slot: Any, sample: dict[str, Any]) -> None:
+    architecture = "student" if sample["width_ends"] == 2 else "teacher"
+    network = space.derive(sample, inherit=True).eval()
+    with slot.using(one_hot(space.layout, sample, architecture)), torch.no_grad():
+        expected = space.eval()(IMAGE)[f"pair_{sample['branches']}"]
+        logits = network(IMAGE)
+    assert float(expected.std(dim=(2, 3)).min()) > 1e-3, "constant logits prove nothing"
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pair", "operator", "width"), itertools.product(PAIRS, THESIS_OPERATORS, (2, 4)))
+def test_one_hot_supernet_equals_derived_network(pair: str, operator: str, width: int) -> None:
+    space, slot = tiny_supernet(skip_policy="conv")
+    sample: dict[str, Any] = {"branches": pair, "width_ends": width}
+    for seed in (0, 1):
+        drawn = random_sample(space, seed)
+        for label in drawn:
+            if label.startswith(("op_", "width_s")):
+                sample[label] = operator if label.startswith("op_") else width
+            elif label.startswith("in_"):
+                sample[label] = drawn[label]
+        check_same_logits(space, slot, dict(sample))
+
+
+@pytest.mark.slow
+def test_one_hot_supernet_equals_derived_network_for_random_samples() -> None:
+    space, slot = tiny_supernet(skip_policy="conv")
+    for seed in range(40):
+        check_same_logits(space, slot, random_sample(space, seed))
+
+
+def test_constant_choices_run_only_what_reaches_a_head() -> None:
+    space, slot = tiny_supernet()
+    sample = random_sample(space, 0) | {"in_s4_l3": [1], "in_s4_l4": [1], "in_s8_l4": [1]}
+    ran: list[str] = []
+    for name, cell in space.cells.items():
+        cell.keep.register_forward_hook(lambda *_, name=name: ran.append(f"{name} keep"))
+        if cell.down is not None:
+            cell.down.register_forward_hook(lambda *_, name=name: ran.append(f"{name} down"))
+    with slot.using(one_hot(space.layout, sample, "student")), torch.no_grad():
+        space.eval()(IMAGE)
+    assert [name for name in ran if name.endswith("down")] == ["s2_l1 down", "s4_l2 down"]
+    assert len(ran) == 4 + 3 + 2 + 2
+
+
+def test_copy_of_a_supernet_has_its_own_slot_and_equal_logits() -> None:
+    space, slot = tiny_supernet()
+    copied = copy.deepcopy(space)
+    relaxation = one_hot(space.layout, random_sample(space, 0), "student")
+    with slot.using(relaxation):
+        expected = space.eval()(IMAGE)
+        with pytest.raises(RuntimeError, match="without a relaxation"):
+            copied.eval()(IMAGE)
+    strategy_slot = copied._active.slot
+    with strategy_slot.using(relaxation):
+        for name, logits in copied(IMAGE).items():
+            torch.testing.assert_close(logits, expected[name])
+
+
+def test_supernet_state_dict_round_trips() -> None:
+    space, slot = tiny_supernet()
+    other = NASBraNet("tiny")
+    strategy = SlotStrategy()
+    strategy.mutate_model(other)
+    other.load_state_dict(space.state_dict())
+    relaxation = one_hot(space.layout, random_sample(space, 0), "teacher")
+    with slot.using(relaxation), strategy.relaxation_slot.using(relaxation), torch.no_grad():
+        first, second = space.eval()(IMAGE), other.eval()(IMAGE)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_architecture_holds_resolved_options_and_a_complete_sample() -> None:
+    space = NASBraNet("tiny", in_channels=3)
+    record = space.architecture(random_sample(space, 0))
+    assert "preset" not in record.options
+    assert record.options["in_channels"] == 3
+    again = Architecture.from_json(record.to_json())
+    rebuilt = search_spaces.get(again.space)(**again.space_options())
+    assert rebuilt.layout == space.layout
+    assert set(again.sample()) == set(rebuilt.simplify())
+    rebuilt.derive(again)
+    rebuilt.freeze(again.sample())
+
+
+def test_fixed_choices_give_student_and_teacher_their_end_widths() -> None:
+    assert NASBraNet("tiny").fixed_choices == {"student": {"width_ends": 2}, "teacher": {"width_ends": 4}}
+    assert NASBraNet("tiny", end_widths=[4]).fixed_choices == {"student": {}, "teacher": {}}
+
+
+def test_space_with_single_values_has_no_width_mutable_and_runs() -> None:
+    space, slot = tiny_supernet(widths=[4], end_widths=[4], n_branches=1)
+    assert not [label for label in space.simplify() if label.startswith("width")]
+    relaxation, *_ = soft(space.layout, "student")
+    with slot.using(relaxation):
+        assert list(space.eval()(IMAGE)) == ["pair_2", "pair_4", "pair_8"]
+
+
+def test_space_with_three_branches_runs() -> None:
+    space = NASBraNet("tiny", n_branches=3)
+    assert space.simplify()["branches"].values == ["2_4_8"]
+    assert space(IMAGE).shape == (2, 2, 32, 32)
+
+
+@pytest.mark.parametrize("stem", ["light", "two", "fasterseg"])
+@pytest.mark.parametrize("scales", [(2, 4, 8), (8, 16)])
+def test_stem_brings_the_image_to_the_finest_scale(stem: str, scales: tuple[int, ...]) -> None:
+    space = NASBraNet("tiny", stem=stem, scales=scales, n_branches=1)
+    assert space.stem(IMAGE).shape == (2, 2 * scales[0], 32 // scales[0], 32 // scales[0])
+
+
+def test_space_refuses_an_unknown_operator() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'conv3x3'"):
+        NASBraNet("tiny", operators=["conv3x"])
+
+
+def test_space_refuses_a_sample_with_a_missing_choice() -> None:
+    space = NASBraNet("tiny")
+    sample = random_sample(space, 0)
+    del sample["op_s4_l2"]
+    with pytest.raises(ArchitectureError, match="lacks the choice 'op_s4_l2'"):
+        space.freeze(sample)
+
+
+def test_space_refuses_a_record_of_another_space_or_other_options() -> None:
+    space = NASBraNet("tiny")
+    sample = random_sample(space, 0)
+    with pytest.raises(ArchitectureError, match="is of space 'other'"):
+        space.derive(Architecture("other", {}, sample))
+    with pytest.raises(ArchitectureError, match="made with in_channels=3, this space has 2"):
+        space.derive(NASBraNet("tiny", in_channels=3).architecture(sample))
+
+
+def test_space_refuses_images_of_another_size_or_channel_number() -> None:
+    space = NASBraNet("tiny")
+    with pytest.raises(ArchitectureError, match="40x32 pixels: both must be divisible by 16"):
+        space(torch.zeros(1, 2, 40, 32))
+    with pytest.raises(ArchitectureError, match=r"expected \(N, 2, H, W\)"):
+        space(torch.zeros(1, 3, 32, 32))
+
+
+def test_supernet_refuses_an_architecture_without_end_width() -> None:
+    with pytest.raises(ArchitectureError, match="architecture 'giant' has no end width; allowed: student, teacher"):
+        SlotStrategy(("giant",)).mutate_model(NASBraNet("tiny"))
+
+
+def test_inherit_needs_a_supernet_and_an_unambiguous_owner() -> None:
+    space = NASBraNet("tiny")
+    sample = random_sample(space, 0)
+    with pytest.raises(ArchitectureError, match="only a supernet"):
+        space.derive(sample, inherit=True)
+    supernet, _ = tiny_supernet(end_widths=[4])
+    with pytest.raises(ArchitectureError, match="inherit= one of student, teacher"):
+        supernet.derive(random_sample(supernet, 0), inherit=True)
+    supernet.derive(random_sample(supernet, 0), inherit="teacher")
+
+
+def test_decode_gives_a_legal_record_for_random_weights() -> None:
+    space = NASBraNet("tiny")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        weights = {label: rng.dirichlet(np.ones(len(values))) for label, values in space.layout.choices.items()}
+        for name in ("student", "teacher"):
+            record = space.decode(weights, architecture=name)
+            assert space.contains(record.sample())
+            assert record.choices["width_ends"] == space.fixed_choices[name]["width_ends"]

@@ -1,0 +1,71 @@
+"""The example operator: one local file, used by name in a search space, a latency table and an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from glioma_nas import local, registry
+from glioma_nas.architecture import Architecture
+from glioma_nas.latency_backend import open_backend
+from glioma_nas.latency_building import build_table
+from glioma_nas.onnx_export import export_onnx
+from glioma_nas.search_spaces.nasbranet import NASBraNet
+from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
+from glioma_nas.strategies.one_shot import CoSearch
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "operator_plugin" / "depthwise_separable.py"
+
+
+@pytest.fixture
+def space(monkeypatch: pytest.MonkeyPatch) -> NASBraNet:
+    monkeypatch.setenv(local.ENVIRONMENT_VARIABLE, "")
+    registry.load_file(EXAMPLE)
+    torch.manual_seed(0)
+    return NASBraNet("tiny", operators=["skip", "depthwise_separable"], in_channels=2, n_classes=2, image_size_px=32)
+
+
+def only_the_plugin(space: NASBraNet) -> Architecture:
+    sample = {label: values[0] for label, values in space.layout.choices.items()}
+    sample.update({label: "depthwise_separable" for label in space.variable_groups()["operator"]})
+    sample.update({label: [0] for label in space.variable_groups()["scale"]})
+    return space.architecture(sample)
+
+
+def test_operator_is_listed_with_its_file(space: NASBraNet) -> None:
+    entry = next(item for item in registry.operators.entries() if item.name == "depthwise_separable")
+    assert entry.origin == f"file {EXAMPLE}"
+
+
+def test_operator_is_sliced_and_trained_in_the_supernet(space: NASBraNet) -> None:
+    strategy = CoSearch(latency_weight=0)
+    strategy.mutate_model(space)
+    parameters = ArchitectureParameters(
+        "student", choices=choices_of(space), groups=groups_of(space), fixed=space.fixed_choices["student"], search_widths=True
+    )
+    for rule in ("min", "max"):
+        with strategy.relaxation_slot.using(parameters.relaxation(rule, differentiable=True)):
+            outputs = space(torch.randn(2, 2, 32, 32))
+        sum(logits.square().mean() for logits in outputs.values()).backward()
+    assert float(parameters.logits["op_s2_l1"].grad.abs().sum()) > 0
+
+
+def test_operator_enters_the_latency_table_by_itself(space: NASBraNet, tmp_path: Path) -> None:
+    specs = [spec for spec in space.operator_specs() if spec.operator == "depthwise_separable"][:2]
+    assert len(specs) == 2
+    table = build_table(
+        specs, open_backend("onnxruntime"), path=tmp_path / "t.json", warmup_runs=0, runs=2, threads=1, space=space
+    )
+    assert all(table.lookup(spec) > 0 for spec in specs)
+
+
+def test_network_of_the_operator_exports_with_equal_logits(space: NASBraNet) -> None:
+    network = space.derive(only_the_plugin(space)).eval()
+    image = torch.randn(1, 2, 32, 32)
+    session = onnxruntime.InferenceSession(export_onnx(network, [(1, 2, 32, 32)], opset=17))
+    (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    np.testing.assert_allclose(logits, network(image).detach().numpy(), atol=1e-4)

@@ -1,0 +1,186 @@
+"""Stages of a run folder: skipped when done, remade when out of date, resumed when cut off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from glioma_nas.config import RunConfig, load_config, parse_config
+from glioma_nas.errors import CohortError, StorageError
+from glioma_nas.files import read_json
+from glioma_nas.pipeline import MANIFEST, STAGES, Pipeline, results_of
+from glioma_nas.progress import Silent
+from glioma_nas.testing.phantoms import write_phantom_cohort
+
+TINY = {
+    "seed": 1,
+    "cohort": {"sheet": "cohort/cohort.csv", "sequences": ["t1ce", "flair"]},
+    "preprocess": {"crop_size_px": 48, "image_size_px": 32, "workers": 1},
+    "folds": {"n_folds": 2},
+    "latency": {"runs": 2, "warmup_runs": 1, "network_runs": 3},
+    "search": {
+        "space_options": {"preset": "tiny"},
+        "strategy_options": {"pretrain_widths": ["max"], "search_widths": ["sampled"], "recalibration_batches": 1},
+        "pretrain_epochs": 1,
+        "search_epochs": 2,
+        "steps_per_epoch": 2,
+        "batch_size": 4,
+    },
+    "train": {"epochs": 2, "steps_per_epoch": 2, "batch_size": 4, "baselines": ["monai_unet"]},
+    "export": {"parity_slices": 2},
+    "classify": {
+        "epochs": 1,
+        "slices_per_case": 2,
+        "image_size_px": 32,
+        "markers": {
+            "idh": {"column": "idh", "positive": "mutant", "classifier": "idh"},
+            "ki67": {"column": "ki67", "threshold": 10, "classifier": "kinet"},
+        },
+    },
+}
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    write_phantom_cohort(tmp_path / "cohort", 8, 0)
+    return parse_config(TINY, source="test", folder=tmp_path)
+
+
+def test_finished_stage_is_skipped(config: RunConfig, tmp_path: Path) -> None:
+    notes = Notes()
+    Pipeline(config, tmp_path / "run", notes).run(["preprocess"])
+    before = (tmp_path / "run" / "preprocess" / MANIFEST).stat().st_mtime_ns
+    Pipeline(config, tmp_path / "run", notes).run(["preprocess"])
+    assert (tmp_path / "run" / "preprocess" / MANIFEST).stat().st_mtime_ns == before
+    assert notes.notes[-1] == "preprocess: done before, skipped"
+
+
+def test_manifest_says_what_made_the_stage(config: RunConfig, tmp_path: Path) -> None:
+    Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+    manifest = read_json(tmp_path / "run" / "preprocess" / MANIFEST)
+    assert manifest["seed"] == 1
+    assert manifest["versions"]["torch"].startswith("2.")
+    assert manifest["wall_s"] > 0
+    assert results_of(tmp_path / "run" / "preprocess") == manifest["results"]
+    assert load_config(tmp_path / "run" / "config.yaml") == config
+
+
+def test_changed_configuration_or_sheet_makes_a_stage_out_of_date(config: RunConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, tmp_path / "run", Silent())
+    pipeline.run(["preprocess"])
+    changed = config.model_copy(update={"folds": config.folds.model_copy(update={"n_folds": 4})})
+    assert not Pipeline(changed, tmp_path / "run", Silent()).is_done(STAGES[0])
+    unrelated = config.model_copy(update={"report": config.report.model_copy(update={"title": "other"})})
+    assert Pipeline(unrelated, tmp_path / "run", Silent()).is_done(STAGES[0])
+    with config.cohort.sheet.open("a") as sheet:
+        sheet.write("\n")
+    assert not Pipeline(config, tmp_path / "run", Silent()).is_done(STAGES[0])
+
+
+def test_stage_without_its_input_says_what_to_run(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="stage 'search' needs 'preprocess', which is not done"):
+        Pipeline(config, tmp_path / "run", Silent()).run(["search"])
+
+
+def test_failing_stage_leaves_earlier_results_intact(config: RunConfig, tmp_path: Path) -> None:
+    Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+    kept = (tmp_path / "run" / "preprocess" / MANIFEST).read_bytes()
+    (tmp_path / "cohort" / "P003" / "flair.nii.gz").unlink()
+    with config.cohort.sheet.open("a") as sheet:
+        sheet.write("\n")
+    with pytest.raises(CohortError, match=r"flair"):
+        Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+    assert (tmp_path / "run" / "preprocess" / MANIFEST).read_bytes() == kept
+
+
+def run_cli(config: Path, out: Path, *, command: str = "run") -> subprocess.Popen[bytes]:
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "glioma_nas", command, str(config), "--out", str(out)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def wait_for(condition: object, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline, "the run did not come so far in time"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_run_continues_to_the_same_result_as_an_uninterrupted_one(config: RunConfig, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = run_cli(path, whole)
+    assert process.wait(600) == 0, process.stderr and process.stderr.read().decode()
+
+    # The searched architectures depend on the measured latencies, so both runs must share one table.
+    process = run_cli(path, cut, command="preprocess")
+    assert process.wait(300) == 0
+    (whole / "latency").rename(tmp_path / "table")
+    os.symlink(tmp_path / "table", whole / "latency")
+    os.symlink(tmp_path / "table", cut / "latency")
+
+    search = cut / ".search.partial" / "supernet" / "last.ckpt"
+    process = run_cli(path, cut)
+    wait_for(search.is_file, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "search").exists()
+
+    training = cut / ".train.partial" / "fold0" / "student" / "last.ckpt"
+    process = run_cli(path, cut)
+    wait_for(training.is_file, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "train").exists()
+
+    process = run_cli(path, cut)
+    assert process.wait(600) == 0, process.stderr and process.stderr.read().decode()
+    for name in ("search/teacher.json", "search/student.json", "search/history.csv", "search/probabilities.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    for weights in sorted(whole.glob("train/fold*/*/weights.safetensors")):
+        assert (cut / weights.relative_to(whole)).read_bytes() == weights.read_bytes(), weights
+    pd.testing.assert_frame_equal(pd.read_csv(cut / "segment" / "dice.csv"), pd.read_csv(whole / "segment" / "dice.csv"))
+    for marker in ("idh", "ki67"):
+        name = f"classify/{marker}/predictions.csv"
+        pd.testing.assert_frame_equal(pd.read_csv(cut / name), pd.read_csv(whole / name))
+    assert (cut / "report" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_interrupt_leaves_a_resumable_run_and_exits_130(config: RunConfig, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "search": {**TINY["search"], "search_epochs": 500}}))
+    out = tmp_path / "run"
+    process = run_cli(path, out)
+    wait_for((out / ".search.partial" / "supernet" / "last.ckpt").is_file, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert process.stderr is not None
+    assert process.stderr.read().decode().strip().endswith("interrupted; run the same command again to continue")
+    assert (out / "preprocess" / MANIFEST).is_file()
+    assert (out / ".search.partial" / "supernet" / "last.ckpt").is_file()

@@ -1,0 +1,285 @@
+"""The preprocess stage end to end on phantoms: what it leaves, how it resumes, what it says of bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from glioma_nas.config import RunConfig, parse_config
+from glioma_nas.errors import CohortError, GliomaNasError, LabelError, LeakageError, UnknownNameError
+from glioma_nas.pipeline import Pipeline, results_of
+from glioma_nas.prepared import PreparedCohort
+from glioma_nas.progress import Silent
+from glioma_nas.testing.phantoms import write_nifti, write_phantom_cohort
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def make_config(sheet: Path, **sections: dict[str, Any]) -> RunConfig:
+    data: dict[str, Any] = {
+        "cohort": {"sheet": str(sheet)},
+        "preprocess": {"crop_size_px": 48, "image_size_px": 32, "workers": 1},
+        "folds": {"n_folds": 3},
+    }
+    for name, section in sections.items():
+        data[name] = {**data.get(name, {}), **section}
+    return parse_config(data, source="test", folder=sheet.parent)
+
+
+def preprocess(sheet: Path, run: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    Pipeline(make_config(sheet, **sections), run, Silent()).run(["preprocess"])
+    return results_of(run / "preprocess")
+
+
+def edit_sheet(sheet: Path, change: Callable[[list[dict[str, str]]], None]) -> None:
+    with sheet.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    change(rows)
+    with sheet.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in names}
+
+
+def test_phantom_cohort_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_phantom_cohort(tmp_path / name, 2, seed)
+    first, second, other = (nib.load(tmp_path / name / "P002" / "flair.nii.gz").get_fdata() for name in "abc")
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+
+
+def test_stage_leaves_cases_index_and_folds(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 9, 0)
+    markers = {"ki67": {"column": "ki67", "threshold": 10, "sequences": ["t1", "flair"]}}
+    results = preprocess(sheet, tmp_path / "run", classify={"markers": markers})
+    prepared = PreparedCohort.load(tmp_path / "run" / "preprocess")
+    assert prepared.sequences == ("t1ce", "flair", "t1")
+    assert prepared.image_size_px == 32
+    assert list(prepared.cases) == [f"P{i:03d}" for i in range(1, 10)]
+    assert prepared.folds.n == 3
+    case = prepared.cases["P002"]
+    assert case.images().shape == (6, 3, 32, 32)
+    assert case.labels["idh"] == "wildtype"
+    slices = [len(case.tumour_slices) for case in prepared.cases.values()]
+    assert (results["n_cases"], results["n_patients"], results["n_slices"]) == (9, 9, 54)
+    assert results["n_tumour_slices"] == sum(slices) >= 9
+    assert results["labels"]["idh"] == {"mutant": 5, "wildtype": 4, "unknown": 0}
+    assert results["missing"] == {"t1ce": 0, "flair": 0, "t1": 0}
+    assert results["folds_hash"] == prepared.folds.hash
+    ages = [case.age for case in prepared.cases.values() if case.age is not None]
+    assert results["age_mean_years"] == pytest.approx(np.mean(ages), abs=0.05)
+    for fold in range(3):
+        assert {prepared.cases[case_id].labels["idh"] for case_id in prepared.folds.test(fold)} == {
+            "mutant",
+            "wildtype",
+        }
+
+
+@pytest.mark.slow
+def test_stage_gives_the_same_files_with_any_number_of_workers(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    for workers in (1, 3):
+        preprocess(sheet, tmp_path / str(workers), preprocess={"workers": workers})
+    assert contents(tmp_path / "1" / "preprocess") == contents(tmp_path / "3" / "preprocess")
+
+
+def test_worker_module_does_not_import_torch() -> None:
+    script = "import sys, glioma_nas.stages.preprocess, glioma_nas.prepared; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[1]).returncode == 0
+
+
+def test_stage_lists_every_bad_case_and_goes_on_after_they_are_mended(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    truncated = tmp_path / "cohort" / "P002" / "flair.nii.gz"
+    good = truncated.read_bytes()
+    truncated.write_bytes(good[:1000])
+    mask = tmp_path / "cohort" / "P005" / "mask.nii.gz"
+    good_mask = nib.load(mask).get_fdata().astype(np.uint8)
+    write_nifti(mask, good_mask * 9)
+    with pytest.raises(
+        CohortError, match=r"P002/flair\.nii\.gz: truncated.*\(and 1 more\); 2 of 6 cases cannot be prepared"
+    ):
+        preprocess(sheet, tmp_path / "run")
+    assert not (tmp_path / "run" / "preprocess").exists()
+    partial = tmp_path / "run" / ".preprocess.partial"
+    problems = json.loads((partial / "problems.json").read_text())
+    assert [(item["case_id"], item["error"]) for item in problems] == [("P002", "ImageError"), ("P005", "ImageError")]
+    assert "unknown label 9" in problems[1]["message"]
+    finished = (partial / "cases" / "P001" / "case.json").stat().st_mtime_ns
+    truncated.write_bytes(good)
+    write_nifti(mask, good_mask)
+    preprocess(sheet, tmp_path / "run")
+    done = tmp_path / "run" / "preprocess"
+    assert (done / "cases" / "P001" / "case.json").stat().st_mtime_ns == finished
+    assert not (done / "problems.json").exists()
+    assert len(PreparedCohort.load(done).cases) == 6
+
+
+def test_stage_prepares_a_case_again_when_its_scan_changed_in_between(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 4, 0)
+    broken = tmp_path / "cohort" / "P004" / "t1ce.nii.gz"
+    good = broken.read_bytes()
+    broken.write_bytes(b"")
+    with pytest.raises(CohortError):
+        preprocess(sheet, tmp_path / "run", folds={"n_folds": 2})
+    broken.write_bytes(good)
+    other = nib.load(tmp_path / "cohort" / "P001" / "flair.nii.gz").get_fdata().astype(np.int16)
+    other[20, 20, 3] += 50
+    write_nifti(tmp_path / "cohort" / "P001" / "flair.nii.gz", other)
+    preprocess(sheet, tmp_path / "run", folds={"n_folds": 2})
+    preprocess(sheet, tmp_path / "fresh", folds={"n_folds": 2})
+    assert contents(tmp_path / "run" / "preprocess") == contents(tmp_path / "fresh" / "preprocess")
+
+
+@pytest.mark.parametrize("rule", ["zero", "exclude"])
+def test_stage_follows_the_rule_for_missing_sequences(tmp_path: Path, rule: str) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 7, 0)
+    edit_sheet(sheet, lambda rows: rows[0].update(t1ce=""))
+    results = preprocess(sheet, tmp_path / "run", cohort={"missing_sequence": rule})
+    prepared = PreparedCohort.load(tmp_path / "run" / "preprocess")
+    if rule == "zero":
+        assert results["missing"] == {"t1ce": 1, "flair": 0}
+        assert prepared.cases["P001"].present == ("flair",)
+        assert not prepared.cases["P001"].images()[:, 0].any()
+    else:
+        assert results["excluded"] == [{"case_id": "P001", "reason": "has no t1ce"}]
+        assert [item.case_id for item in prepared.excluded] == ["P001"]
+        assert "P001" not in prepared.cases
+
+
+def test_stage_fills_a_sequence_only_a_marker_needs_with_zeros(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    edit_sheet(sheet, lambda rows: rows[1].update(t1=""))
+    markers = {"idh": {"column": "idh", "positive": "mutant", "sequences": ["t1"]}}
+    results = preprocess(sheet, tmp_path / "run", classify={"markers": markers})
+    assert results["missing"] == {"t1ce": 0, "flair": 0, "t1": 1}
+    prepared = PreparedCohort.load(tmp_path / "run" / "preprocess")
+    assert prepared.cases["P002"].present == ("t1ce", "flair")
+
+
+def test_stage_keeps_a_case_without_mask(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    edit_sheet(sheet, lambda rows: rows[1].update(mask=""))
+    assert preprocess(sheet, tmp_path / "run")["n_without_mask"] == 1
+
+
+def copy_scan_of_another_patient(rows: list[dict[str, str]]) -> None:
+    for row in rows[1:]:
+        row["flair"] = rows[0]["flair"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sections", "error", "message"),
+    [
+        (copy_scan_of_another_patient, {}, LeakageError, "hold identical voxels under two patients"),
+        (lambda rows: rows[0].update(t1ce=""), {}, CohortError, "case P001 has no t1ce; add the file, or set"),
+        (
+            lambda rows: rows[1].update(case_id="P001"),
+            {},
+            CohortError,
+            "line 3: case_id 'P001' is the same as in line 2",
+        ),
+        (
+            lambda rows: rows[1].update(flair="gone.nii.gz"),
+            {},
+            CohortError,
+            "case P002: flair is 'gone.nii.gz', no such file",
+        ),
+        (
+            lambda rows: None,
+            {"classify": {"markers": {"m": {"column": "idh2", "positive": "mutant"}}}},
+            LabelError,
+            "marker 'm', column 'idh2'.*did you mean 'idh'",
+        ),
+        (
+            lambda rows: [row.update(idh="mutant") for row in rows],
+            {"classify": {"markers": {"idh": {"column": "idh", "positive": "mutant"}}}},
+            LabelError,
+            "of one class",
+        ),
+        (
+            lambda rows: None,
+            {"classify": {"markers": {"m": {"column": "idh", "positive": "mutant", "sequences": ["dwi"]}}}},
+            CohortError,
+            "no column for sequence 'dwi', which a marker needs",
+        ),
+        (lambda rows: None, {"folds": {"stratify_by": ["grad"]}}, LabelError, "did you mean 'grade'"),
+        (lambda rows: None, {"folds": {"n_folds": 9}}, CohortError, "6 patients cannot be split into 9 folds"),
+        (lambda rows: None, {"preprocess": {"steps": ["orient", "zscor"]}}, UnknownNameError, "did you mean 'zscore'"),
+    ],
+)
+def test_stage_refuses_bad_input_with_one_line(
+    tmp_path: Path,
+    change: Callable[[list[dict[str, str]]], Any],
+    sections: dict[str, Any],
+    error: type[GliomaNasError],
+    message: str,
+) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    edit_sheet(sheet, change)
+    with pytest.raises(error, match=message) as caught:
+        preprocess(sheet, tmp_path / "run", **sections)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "preprocess").exists()
+
+
+@pytest.mark.slow
+def test_stage_goes_on_after_kill_and_ends_with_the_same_files(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 30, 0, size=(96, 96, 12))
+    sections = {"preprocess": {"crop_size_px": 96, "image_size_px": 64, "workers": 2}}
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import json, sys\nfrom pathlib import Path\nfrom glioma_nas.config import parse_config\n"
+        "from glioma_nas.pipeline import Pipeline\nfrom glioma_nas.progress import Silent\n"
+        "if __name__ == '__main__':\n"
+        "    config = parse_config(json.loads(sys.argv[1]), source='test', folder=Path())\n"
+        "    Pipeline(config, Path(sys.argv[2]), Silent()).run(['preprocess'])\n"
+    )
+    config = make_config(sheet, **sections).model_dump(mode="json")
+    process = subprocess.Popen(
+        [sys.executable, str(script), json.dumps(config), str(tmp_path / "run")], cwd=Path(__file__).parents[1]
+    )
+    cases = tmp_path / "run" / ".preprocess.partial" / "cases"
+    while not (cases / "P004" / "case.json").exists():
+        assert process.poll() is None, "the stage ended before it could be killed"
+    process.kill()
+    process.wait()
+    preprocess(sheet, tmp_path / "run", **sections)
+    preprocess(sheet, tmp_path / "fresh", **sections)
+    assert contents(tmp_path / "run" / "preprocess") == contents(tmp_path / "fresh" / "preprocess")
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="third-party MRI is not beside the checkout")
+def test_stage_prepares_the_real_three_dimensional_cases(tmp_path: Path) -> None:
+    results = preprocess(
+        REAL_DATA / "brats3d.csv",
+        tmp_path / "run",
+        cohort={"sequences": ["t1ce", "flair"]},
+        preprocess={"crop_size_px": 192, "image_size_px": 96},
+        folds={"n_folds": 2, "stratify_by": []},
+    )
+    assert (results["n_cases"], results["n_without_mask"], results["n_slices"]) == (8, 1, 8 * 155)
+    assert results["cases_with_cut_tumour"] == {}
+    for case in PreparedCohort.load(tmp_path / "run" / "preprocess").cases.values():
+        mask, native = case.mask(), case.native_mask()
+        if mask is None or native is None:
+            continue
+        found = case.to_native(mask.astype(np.float32)) >= 0.5
+        assert 2 * (found & (native > 0)).sum() / (found.sum() + native.sum()) > 0.93
