@@ -179,7 +179,9 @@ def split_training_cases(
         raise CohortError(f"fold {fold}: {len(patients)} training patients with masks; searching needs at least 2")
     numpy_generator(seed, "search halves").shuffle(patients)
     first = set(patients[: (len(patients) + 1) // 2])
-    return [case for case in cases if case.patient_id in first], [case for case in cases if case.patient_id not in first]
+    return [case for case in cases if case.patient_id in first], [
+        case for case in cases if case.patient_id not in first
+    ]
 
 
 @evaluators.register("segmentation")
@@ -249,7 +251,10 @@ class SegmentationEvaluator(Lightning):
             dataset = SliceDataset(cases, tuple(sequences), augment=augment, seed=derive_seed(self.seed, name))
             length = steps_per_epoch * batch_size if steps_per_epoch else None
             sampler = EpochSampler(
-                dataset, length=length, tumour_fraction=tumour_slice_fraction, seed=derive_seed(self.seed, name, "order")
+                dataset,
+                length=length,
+                tumour_fraction=tumour_slice_fraction,
+                seed=derive_seed(self.seed, name, "order"),
             )
             return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=len(sampler) > batch_size)
 

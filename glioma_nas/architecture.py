@@ -85,11 +85,17 @@ class Architecture:
             version, given_id = data["format"], data["id"]
             record = cls(str(data["space"]), data["options"], data["choices"])
         except (KeyError, TypeError, AttributeError) as err:
-            raise ArchitectureError(f"not an architecture record ({err!r}); expected space, options, choices, id, format") from err
+            raise ArchitectureError(
+                f"not an architecture record ({err!r}); expected space, options, choices, id, format"
+            ) from err
         if version != FORMAT_VERSION:
-            raise ArchitectureError(f"architecture format {version} is not the supported {FORMAT_VERSION}; upgrade glioma_nas")
+            raise ArchitectureError(
+                f"architecture format {version} is not the supported {FORMAT_VERSION}; upgrade glioma_nas"
+            )
         if given_id != record.id:
-            raise ArchitectureError(f"architecture id {given_id} does not fit its content ({record.id}): the file was edited")
+            raise ArchitectureError(
+                f"architecture id {given_id} does not fit its content ({record.id}): the file was edited"
+            )
         return record
 
     @classmethod

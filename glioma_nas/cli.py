@@ -31,14 +31,18 @@ app = typer.Typer(
 cohort_app = typer.Typer(help="Check or make cohorts.", no_args_is_help=True)
 app.add_typer(cohort_app, name="cohort")
 
-# Typer carries its own copy of click in newer releases and imports click in older ones; this is the class either raises.
+# Newer releases of typer carry their own copy of click, older ones import it; this is the class either raises.
 _USAGE_ERROR: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 _options: dict[str, Any] = {"debug": False, "plain": False}
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration", show_default=False)]
-OutOption = Annotated[Path | None, typer.Option("--out", help="run folder [default: runs/CONFIG_NAME]", show_default=False)]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set train.epochs=20", show_default=False)]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="run folder [default: runs/CONFIG_NAME]", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key: --set train.epochs=20", show_default=False)
+]
 PluginOption = Annotated[list[Path] | None, typer.Option("--plugin", help="local plugin file", show_default=False)]
 ForceOption = Annotated[bool, typer.Option("--force", help="run again even when done with the same inputs")]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -54,7 +58,9 @@ def _root(
     """Search, distil and export fast glioma segmentation networks, and predict IDH and Ki67 from their masks."""
     _options.update(debug=debug, plain=plain)
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
     )
     if not verbose:
         _quieten_libraries()
@@ -82,7 +88,7 @@ def demo(
     require_writable(out, free_bytes=MIN_FREE_BYTES)
     progress = make_progress(force_plain=_options["plain"])
     sheet = write_synthetic_cohort(out / "cohort", patients, seed, progress=progress)
-    preset = yaml.safe_load(resources.files("glioma_nas").joinpath("presets/demo.yaml").read_text(encoding="utf-8"))
+    preset = yaml.safe_load(resources.files("glioma_nas").joinpath("demo.yaml").read_text(encoding="utf-8"))
     preset["seed"] = seed
     preset["cohort"]["sheet"] = str(sheet.resolve())
     path = out / "demo.yaml"
@@ -92,7 +98,11 @@ def demo(
 
 @app.command()
 def run(
-    config: ConfigArgument, out: OutOption = None, override: SetOption = None, plugin: PluginOption = None, force: ForceOption = False
+    config: ConfigArgument,
+    out: OutOption = None,
+    override: SetOption = None,
+    plugin: PluginOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Run all stages; those done with the same inputs are skipped, a half-done one continues."""
     _run_stages(_load(config, override, plugin), _run_folder(config, out), STAGE_NAMES, force=force)
@@ -137,7 +147,7 @@ def list_components(
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what is registered: operators, search spaces, strategies, latency backends, networks, classifiers and more."""
+    """List what is registered: operators, search spaces, strategies, latency backends, networks and more."""
     from glioma_nas.console import print_table
     from glioma_nas.registry import REGISTRIES, broken_plugins
 
@@ -243,5 +253,14 @@ def _quieten_libraries() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(_OwnRecords())
     # Advice of these libraries to their direct users; what concerns ours is raised as an error of our own.
-    for module in ("pytorch_lightning", "lightning_fabric", "lightning_utilities", "nni", "torch", "monai", "nilearn", "sklearn"):
+    for module in (
+        "pytorch_lightning",
+        "lightning_fabric",
+        "lightning_utilities",
+        "nni",
+        "torch",
+        "monai",
+        "nilearn",
+        "sklearn",
+    ):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")

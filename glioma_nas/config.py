@@ -32,7 +32,9 @@ class CohortConfig(Section):
     missing_sequence: Literal["error", "exclude", "zero"] = Field(
         "error", description="what to do with a case that lacks one: stop, leave the case out, or feed a zero channel"
     )
-    mask_labels: tuple[int, ...] = Field((1, 2, 3, 4), description="mask values that count as tumour; any other non-zero value is an error")
+    mask_labels: tuple[int, ...] = Field(
+        (1, 2, 3, 4), description="mask values that count as tumour; any other non-zero value is an error"
+    )
 
     @field_validator("sequences")
     @classmethod
@@ -45,10 +47,14 @@ class CohortConfig(Section):
 class PreprocessConfig(Section):
     """From scans to normalised axial slices."""
 
-    steps: tuple[str, ...] = Field(("orient", "zscore", "crop_pad", "resize"), description="registered preprocess steps, in order")
+    steps: tuple[str, ...] = Field(
+        ("orient", "zscore", "crop_pad", "resize"), description="registered preprocess steps, in order"
+    )
     crop_size_px: int = Field(224, ge=32, description="side of the square around the brain, in native pixels")
     image_size_px: int = Field(224, ge=32, description="side of the slices the networks see")
-    min_tumour_px: int = Field(10, ge=0, description="tumour pixels, at the networks' size, below which a slice counts as free of tumour")
+    min_tumour_px: int = Field(
+        10, ge=0, description="tumour pixels, at the networks' size, below which a slice counts as free of tumour"
+    )
     workers: int = Field(2, ge=1, description="processes")
 
 
@@ -96,7 +102,9 @@ class TrainConfig(Section):
     loss: str = Field("dice_ce", description="focal, dice_ce or ohem")
     tumour_slice_fraction: float = Field(0.7, ge=0, le=1)
     augment: bool = True
-    kd_weight: float = Field(1.0, ge=0, description="weight of KL(teacher || student) per pixel; 0 switches distillation off")
+    kd_weight: float = Field(
+        1.0, ge=0, description="weight of KL(teacher || student) per pixel; 0 switches distillation off"
+    )
     kd_temperature: float = Field(1.0, gt=0)
     kd_direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
     baselines: tuple[str, ...] = Field((), description="registered networks trained with the student's budget")
@@ -229,7 +237,8 @@ def _first_problem(error: ValidationError) -> str:
     location = ".".join(str(part) for part in problem["loc"]) or "configuration"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{location}': {did_you_mean(str(problem['loc'][-1]), _allowed_keys(problem['loc'][:-1]))}{more}"
+        *parents, key = problem["loc"]
+        return f"unknown key '{location}': {did_you_mean(str(key), _allowed_keys(tuple(parents)))}{more}"
     if problem["type"] == "missing":
         return f"missing key '{location}'{more}"
     return f"'{location}' is {problem.get('input')!r}: {problem['msg']}{more}"

@@ -30,14 +30,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        # Data must be on disk before the name points at it; otherwise a power cut leaves an empty file under a good name.
+        # Data must be on disk before the name points at it, or a power cut leaves an empty file under a good name.
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as err:
         if isinstance(err, FileNotFoundError) and not temporary.exists() and path.parent.is_dir():
             raise
-        raise StorageError(f"{path}: cannot be written ({err.strerror or err}); choose another folder or free space") from err
+        raise StorageError(
+            f"{path}: cannot be written ({err.strerror or err}); choose another folder or free space"
+        ) from err
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -107,5 +109,6 @@ def require_writable(folder: Path, *, free_bytes: int = 0) -> None:
     free = shutil.disk_usage(folder).free
     if free < free_bytes:
         raise StorageError(
-            f"{folder}: disk nearly full, {free / 1e6:.0f} MB free of {free_bytes / 1e6:.0f} MB needed; free space or choose another disk"
+            f"{folder}: disk nearly full, {free / 1e6:.0f} MB free of {free_bytes / 1e6:.0f} MB needed; "
+            "free space or choose another disk"
         )

@@ -1,7 +1,8 @@
 """Run an NNI strategy over a model space in this process.
 
-It does what ``nni.nas.experiment.NasExperiment`` does for a sequential experiment, without writing to the user's NNI
-experiment list. The strategies also run inside a `NasExperiment`; this is for the pipeline, which keeps its own records.
+It does what ``nni.nas.experiment.NasExperiment`` does for a sequential experiment, without an entry in the user's list
+of NNI experiments. The strategies also run inside a `NasExperiment`; this is for the pipeline, which keeps records of
+its own.
 """
 
 from __future__ import annotations

@@ -22,7 +22,15 @@ from typing import Any
 from glioma_nas import __version__
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import GliomaNasError, StorageError
-from glioma_nas.files import canonical_json, read_json, require_writable, sha256_file, sha256_text, write_json, write_text
+from glioma_nas.files import (
+    canonical_json,
+    read_json,
+    require_writable,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_text,
+)
 from glioma_nas.progress import Progress
 
 _logger = logging.getLogger(__name__)
@@ -255,7 +263,18 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "glioma_nas": __version__}
-    for name in ("torch", "nni", "monai", "numpy", "scipy", "scikit-learn", "onnx", "onnxruntime", "nibabel", "pytorch_lightning"):
+    for name in (
+        "torch",
+        "nni",
+        "monai",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "onnx",
+        "onnxruntime",
+        "nibabel",
+        "pytorch_lightning",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

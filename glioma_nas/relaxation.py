@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import nni.nas.strategy  # noqa: F401  # first: nni.nas.oneshot before it leaves NNI's one-shot strategies unusable
 import torch
 from nni.nas.nn.pytorch import InputChoice, LayerChoice
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
@@ -55,7 +56,9 @@ class RelaxationSlot:
             RuntimeError: None is active: the supernet was called outside `using`.
         """
         if self._current is None:
-            raise RuntimeError("the supernet was called without a relaxation; wrap the call in RelaxationSlot.using(...)")
+            raise RuntimeError(
+                "the supernet was called without a relaxation; wrap the call in RelaxationSlot.using(...)"
+            )
         return self._current
 
     @contextmanager

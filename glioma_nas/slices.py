@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,8 @@ _SHIFT_DEVIATION = 0.1
 _MAX_NOISE_DEVIATION = 0.1
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """One slice to be read: its index in the data set, and where in training it is drawn."""
 
     index: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -175,10 +176,12 @@ def _paint(
     generator: np.random.Generator,
 ) -> Field:
     tone = {key: value * (1 + generator.normal(0, _CONTRAST_DEVIATION)) for key, value in _BRIGHTNESS[name].items()}
-    image = sum(np.float32(tone[key]) * tissue[key] for key in ("csf", "gm", "wm"))
+    image: npt.NDArray[Any] = np.zeros_like(tissue["wm"])
+    for key in ("csf", "gm", "wm"):
+        image = image + np.float32(tone[key]) * tissue[key]
     if name.startswith("t1"):
         image = 0.5 * image + 0.5 * np.float32(1.13) * tissue["t1"]
-    solid = tone["core"]
+    solid: float | npt.NDArray[Any] = tone["core"]
     if patient.t2_flair_mismatch:
         inner = _MISMATCH[name] * (1 + generator.normal(0, _CONTRAST_DEVIATION))
         solid = inner + (tone["core"] - inner) * tumour.rim
@@ -227,7 +230,7 @@ def _smooth_field(shape: tuple[int, int, int], knots: int, generator: np.random.
 def _bumps(side: int, knots: int) -> npt.NDArray[np.float32]:
     place = np.linspace(0, knots - 1, side)[:, None] - np.arange(knots)
     weights = np.exp(-0.5 * (place / 0.6) ** 2)
-    return (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32)
+    return np.asarray(weights / np.sqrt((weights**2).sum(axis=1, keepdims=True)), dtype=np.float32)
 
 
 def _draw_affine(

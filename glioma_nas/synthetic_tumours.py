@@ -152,17 +152,16 @@ def grow(
         necrosis = core * _ramp(depth_mm - thickness_mm, 0.8)
         enhancing = core * (1 - _ramp(depth_mm - thickness_mm, 0.8))
     elif plan.patch_share > 0:
-        patches = patch_noise + 0.5 * fine
+        patches = np.asarray(patch_noise + 0.5 * fine, dtype=np.float32)
         border = float(np.quantile(patches[inside_core], 1 - plan.patch_share)) if inside_core.any() else 0.0
-        enhancing = core * _ramp(patches - border, 0.15)
+        enhancing = core * _ramp(patches - np.float32(border), 0.15)
     labels = np.zeros(core.shape, dtype=np.uint8)
     labels[inside] = OEDEMA
     labels[inside_core] = NECROSIS
     labels[inside_core & (enhancing > 0.5)] = ENHANCING
     rim = core * (1 - _ramp(depth_mm - 0.12 * plan.core_mm, 0.8))
-    return Tumour(
-        labels, presence, core, necrosis, enhancing, rim, plan.texture * (0.6 * fine + 0.6 * patch_noise) * core
-    )
+    texture = np.asarray(0.6 * plan.texture * (fine + patch_noise) * core, dtype=np.float32)
+    return Tumour(labels, presence, core, necrosis, enhancing, rim, texture)
 
 
 def _soft(level: Field, softness: float) -> Field:
@@ -177,7 +176,8 @@ def _ramp(value: Field, width: float) -> Field:
 
 def _near(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     # Room for the blurred border around the part that is kept, without the islands that were dropped.
-    return ndimage.binary_dilation(inside, iterations=2)
+    near: npt.NDArray[np.bool_] = ndimage.binary_dilation(inside, iterations=2)
+    return near
 
 
 def _component(inside: npt.NDArray[np.bool_], radius: Field) -> npt.NDArray[np.bool_]:

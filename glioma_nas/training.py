@@ -275,5 +275,7 @@ def _accelerator(device: str) -> tuple[str, Any]:
     if kind != "cuda" or (index and not index.isdigit()):
         raise ConfigError(f"device '{device}': allowed are cpu, cuda and cuda:N")
     if int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; set device: cpu")
+        raise ConfigError(
+            f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; set device: cpu"
+        )
     return "gpu", [int(index or 0)]

@@ -31,7 +31,9 @@ def choices_of(space: Any) -> dict[str, list[Any]]:
     choices = {}
     for label, mutable in space.simplify().items():
         if not isinstance(mutable, Categorical | CategoricalMultiple):
-            raise ArchitectureError(f"mutable '{label}' is a {type(mutable).__name__}; only categorical choices can be relaxed")
+            raise ArchitectureError(
+                f"mutable '{label}' is a {type(mutable).__name__}; only categorical choices can be relaxed"
+            )
         choices[label] = list(mutable.values)
     return choices
 
@@ -81,7 +83,8 @@ class ArchitectureParameters(nn.Module):
         self._fixed = dict(fixed)
         kinds = GROUPS if search_widths else GROUPS[:2]
         self.groups: dict[str, list[str]] = {
-            kind: [label for label in groups[kind] if label not in self._fixed] if kind in kinds else [] for kind in GROUPS
+            kind: [label for label in groups[kind] if label not in self._fixed] if kind in kinds else []
+            for kind in GROUPS
         }
         self._width_labels = [label for label in groups["width"] if label not in self._fixed]
         self.logits = nn.ParameterDict(
@@ -99,8 +102,8 @@ class ArchitectureParameters(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """Return weights for *every* label.
 
-        Searched labels are differentiable; fixed ones and unsearched widths are one-hot; what is chosen after the search
-        (the branches) is uniform, so that every branch counts in an expectation.
+        Searched labels are differentiable; fixed ones and unsearched widths are one-hot; what is chosen after the
+        search (the branches) is uniform, so that every branch counts in an expectation.
         """
         weights = self.probabilities()
         for label, values in self._choices.items():
@@ -149,11 +152,13 @@ class ArchitectureParameters(nn.Module):
         return Relaxation(self.name, weights, values, gates)
 
     def entropy(self, kind: str) -> float:
-        """Return the mean entropy of one kind of choice, as a share of the uniform distribution's: 1 undecided, 0 decided."""
+        """Return the mean entropy of one kind of choice, as a share of the uniform one's: 1 undecided, 0 decided."""
         shares = []
         for label in self.groups[kind]:
             probability = self.logits[label].detach().softmax(-1)
-            shares.append(float(-(probability * probability.clamp_min(1e-12).log()).sum()) / float(np.log(len(probability))))
+            shares.append(
+                float(-(probability * probability.clamp_min(1e-12).log()).sum()) / float(np.log(len(probability)))
+            )
         return sum(shares) / len(shares) if shares else float("nan")
 
     def _constant(self, label: str) -> Any:

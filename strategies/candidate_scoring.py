@@ -63,7 +63,8 @@ def warn_about_equal_exponents(exponents: tuple[float, float], target_latency_ms
     """Warn when the target latency cannot change any choice."""
     if exponents[0] == exponents[1] and target_latency_ms is not None:
         _logger.warning(
-            "target latency %s ms has no effect: with equal exponents it rescales every candidate alike", target_latency_ms
+            "target latency %s ms has no effect: with equal exponents it rescales every candidate alike",
+            target_latency_ms,
         )
 
 

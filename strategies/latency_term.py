@@ -51,10 +51,12 @@ class DecoupledLatency:
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of eq. 4-9 for an architecture's weights, a scalar in ms."""
-        terms = [
-            self.coefficients[kind] * self.term(kind, weights) for kind in GROUPS if self._groups[kind]
-        ]
+        terms = [self.coefficients[kind] * self.term(kind, weights) for kind in GROUPS if self._groups[kind]]
         return torch.stack(terms).sum()
+
+    def expected(self, weights: Mapping[str, Tensor]) -> float:
+        """Return the plain expectation over all kinds at once, in ms; what the history shows."""
+        return float(self._expectation({**self._constants, **weights}))
 
     def term(self, kind: str, weights: Mapping[str, Tensor]) -> Tensor:
         """Return one term of eq. 4-9: the expectation over ``kind`` alone, a scalar in ms."""
@@ -70,7 +72,7 @@ class DecoupledLatency:
         return held
 
     def _measure_sensitivities(self) -> dict[str, float]:
-        """Return Δ of each kind: latency with the slowest choice everywhere minus the fastest, others uniform (table 4-2)."""
+        """Return Δ of each kind: latency with the slowest choice everywhere minus the fastest, others uniform."""
         sensitivities = {}
         uniform = {**self._constants, **self._held("uniform", widest=False)}
         for kind in GROUPS:
@@ -88,11 +90,11 @@ class DecoupledLatency:
             floor = _SENSITIVITY_FLOOR * max(self.sensitivities.values())
             if floor <= 0:
                 raise ConfigError("no choice changes the latency, so it cannot steer the search; set latency_weight: 0")
-            inverse = {
-                kind: 1 / max(self.sensitivities[kind], floor) if self._groups[kind] else 0.0 for kind in GROUPS
-            }
+            inverse = {kind: 1 / max(self.sensitivities[kind], floor) if self._groups[kind] else 0.0 for kind in GROUPS}
             total = sum(inverse.values())
             return {kind: value / total for kind, value in inverse.items()}
         if not isinstance(coefficients, Sequence) or isinstance(coefficients, str) or len(coefficients) != len(GROUPS):
-            raise ConfigError(f"latency coefficients are {coefficients!r}; give 'auto' or three numbers (operator, scale, width)")
+            raise ConfigError(
+                f"latency coefficients are {coefficients!r}; give 'auto' or three numbers (operator, scale, width)"
+            )
         return dict(zip(GROUPS, (float(value) for value in coefficients), strict=True))

@@ -83,7 +83,8 @@ class LatencyRegularisedSearch(OneShotStrategy):
         for rule in (*pretrain_widths, *search_widths):
             if rule not in WIDTH_RULES:
                 raise ConfigError(f"unknown width rule '{rule}'; allowed: {', '.join(WIDTH_RULES)}")
-        warn_about_equal_exponents(tuple(target_exponents), target_latency_ms)
+        below, above = target_exponents
+        warn_about_equal_exponents((below, above), target_latency_ms)
         self.relaxation_slot = RelaxationSlot()
         self.profiler = profiler
         self.latency_weight = latency_weight
@@ -95,7 +96,7 @@ class LatencyRegularisedSearch(OneShotStrategy):
         self.gradient_clip = gradient_clip
         self.decode = decode
         self.target_latency_ms = target_latency_ms
-        self.target_exponents = tuple(target_exponents)
+        self.target_exponents = (below, above)
         self.recalibration_batches = recalibration_batches
         self.seed = seed
         self.found: dict[str, Architecture] = {}
@@ -171,7 +172,9 @@ class LatencyRegularisedSearch(OneShotStrategy):
             weights = module.architectures[name].decoded()
             if not hasattr(space, "decode"):
                 self.found[name] = Architecture(
-                    type(space).__name__, {}, {label: _argmax_choice(space, label, weight) for label, weight in weights.items()}
+                    type(space).__name__,
+                    {},
+                    {label: _argmax_choice(space, label, weight) for label, weight in weights.items()},
                 )
                 continue
             scored: list[tuple[Candidate, Architecture]] = []
@@ -194,9 +197,14 @@ class LatencyRegularisedSearch(OneShotStrategy):
         return Candidate(branches, accuracy, latency_ms, target)
 
     def _latency_term(
-        self, parameters: ArchitectureParameters, choices: Mapping[str, Sequence[Any]], groups: Mapping[str, Sequence[str]]
+        self,
+        parameters: ArchitectureParameters,
+        choices: Mapping[str, Sequence[Any]],
+        groups: Mapping[str, Sequence[str]],
     ) -> DecoupledLatency:
-        constants = {label: weight.detach() for label, weight in parameters.weights().items() if label not in parameters.logits}
+        constants = {
+            label: weight.detach() for label, weight in parameters.weights().items() if label not in parameters.logits
+        }
         return DecoupledLatency(
             self.profiler.expectation,
             groups=parameters.groups,

@@ -52,6 +52,8 @@ class SupernetSearch(BaseOneShotLightningModule):
     ) -> None:
         super().__init__(training_module)
         self.slot = slot
+        self.sets = tuple(architectures)
+        # Registered as modules too, so that checkpoints hold them.
         self.architectures = torch.nn.ModuleDict({item.name: item for item in architectures})
         self.latencies = dict(latencies)
         self.latency_weight = latency_weight
@@ -98,8 +100,11 @@ class SupernetSearch(BaseOneShotLightningModule):
         sums, self._sums = self._sums, {}
         figures: dict[str, float | str] = {"phase": "search" if self.searching else "pretrain"}
         figures.update({name: sum(values) / len(values) for name, values in sums.items()})
-        leader = next(iter(self.latencies), next(iter(self.architectures)))
-        parameters = self.architectures[leader]
+        # The one under the latency term, the student, searches all three kinds.
+        parameters = next((item for item in self.sets if item.name in self.latencies), self.sets[-1])
+        latency = self.latencies.get(parameters.name)
+        if latency is not None:
+            figures["expected_latency_ms"] = latency.expected({k: v.detach() for k, v in parameters.weights().items()})
         for kind in GROUPS:
             figures[f"entropy_{kind}"] = parameters.entropy(kind)
         return figures
@@ -122,10 +127,10 @@ class SupernetSearch(BaseOneShotLightningModule):
             parameter.requires_grad_(False)
         try:
             optimizer.zero_grad()
-            for name, parameters in self.architectures.items():
+            for parameters in self.sets:
                 relaxation = parameters.relaxation("sampled", differentiable=True)
-                self._backward(relaxation, batch, batch_idx, share=1.0, name=f"loss_architecture_{name}")
-                latency = self.latencies.get(name)
+                self._backward(relaxation, batch, batch_idx, share=1.0, name=f"loss_architecture_{parameters.name}")
+                latency = self.latencies.get(parameters.name)
                 if latency is not None and self.latency_weight > 0:
                     self.manual_backward(self.latency_weight * latency(parameters.weights()))
             optimizer.step()
@@ -136,7 +141,7 @@ class SupernetSearch(BaseOneShotLightningModule):
     def _passes(self) -> list[Relaxation]:
         rules = self.search_widths if self.searching else self.pretrain_widths
         passes = []
-        for parameters in self.architectures.values():
+        for parameters in self.sets:
             # Without γ every rule but "max" would train widths that this architecture never uses.
             own = rules if parameters.groups["width"] else ("max",)
             passes += [parameters.relaxation(rule, differentiable=False) for rule in own]

@@ -19,7 +19,7 @@ def main(folder: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for expected in (
         "glioma_nas/py.typed",
-        "glioma_nas/presets/demo.yaml",
+        "glioma_nas/demo.yaml",
         "glioma_nas/report/style.css",
         "glioma_nas/search_spaces/nasbranet.py",
         "glioma_nas/strategies/one_shot.py",
@@ -36,7 +36,9 @@ def main(folder: Path) -> None:
         python = empty / "env" / "bin" / "python"
         site = subprocess.run(
             [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
         zipfile.ZipFile(wheel).extractall(site)
         # Libraries come from here; a .pth file of an editable install lies there too, but only `site` processes those.
@@ -47,14 +49,23 @@ def main(folder: Path) -> None:
             (work / own).mkdir(parents=True)
             (work / own / "__init__.py").write_text("raise RuntimeError('the user\\'s own package was imported')\n")
         done = subprocess.run(
-            [str(python), "-m", "glioma_nas", "list"], cwd=work, env=environment, capture_output=True, text=True, check=False
+            [str(python), "-m", "glioma_nas", "list"],
+            cwd=work,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         for component in ("nasbranet", "co_search", "segmentation", "kinet", "zscore"):
             assert component in done.stdout, f"the wheel's `glioma-nas list` lacks {component}"
         where = subprocess.run(
             [str(python), "-c", "import glioma_nas, glioma_nas.plugins as p; print(glioma_nas.__file__, p.__file__)"],
-            cwd=work, env=environment, capture_output=True, text=True, check=True,
+            cwd=work,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.split()
         assert all(path.startswith(site) for path in where), where
     sys.stdout.write(f"{wheel.name}: installs, imports from an empty folder, lists its components\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import nni.nas.strategy  # noqa: F401  # first: nni.nas.oneshot before it leaves NNI's one-shot strategies unusable
 import torch
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy, no_default_hook
 from torch import Tensor, nn

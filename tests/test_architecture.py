@@ -12,7 +12,9 @@ from glioma_nas.errors import ArchitectureError
 
 
 def example() -> Architecture:
-    return Architecture("nasbranet", {"widths": [4, 8], "preset": None}, {"op_s2_l1": "conv", "in_s4_l3": [1], "width": 8})
+    return Architecture(
+        "nasbranet", {"widths": [4, 8], "preset": None}, {"op_s2_l1": "conv", "in_s4_l3": [1], "width": 8}
+    )
 
 
 def test_id_depends_on_content_not_on_key_order() -> None:
@@ -50,7 +52,8 @@ def test_edited_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"format": 99}, "format 99"), ({"choices": 3}, "choices of an architecture must be a mapping, got int")]
+    ("change", "message"),
+    [({"format": 99}, "format 99"), ({"choices": 3}, "choices of an architecture must be a mapping, got int")],
 )
 def test_foreign_file_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ArchitectureError, match=message):

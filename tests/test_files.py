@@ -8,15 +8,28 @@ from pathlib import Path
 import pytest
 
 from glioma_nas.errors import StorageError
-from glioma_nas.files import atomic_path, canonical_json, read_json, require_writable, sha256_file, write_json, write_text
+from glioma_nas.files import (
+    atomic_path,
+    canonical_json,
+    read_json,
+    require_writable,
+    sha256_file,
+    write_json,
+    write_text,
+)
 
 
 def test_failed_write_keeps_the_old_content_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(ValueError, match="power cut"), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise ValueError("power cut")
+
+    def interrupted_write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise ValueError("power cut")
+
+    with pytest.raises(ValueError, match="power cut"):
+        interrupted_write()
     assert path.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
 

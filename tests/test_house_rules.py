@@ -32,11 +32,19 @@ def imports(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_component_folders_import_the_kernel_and_themselves_only(folder: str) -> None:
     forbidden = [f"glioma_nas.{other}" for other in FOLDERS if other != folder]
-    forbidden += ["glioma_nas.pipeline", "glioma_nas.stages", "glioma_nas.cli", "glioma_nas.console", "glioma_nas.report"]
+    forbidden += [
+        "glioma_nas.pipeline",
+        "glioma_nas.stages",
+        "glioma_nas.cli",
+        "glioma_nas.console",
+        "glioma_nas.report",
+    ]
     forbidden += list(FOLDERS)
     for path in sources(folder):
         for name in imports(path):
-            assert not any(name == item or name.startswith(item + ".") for item in forbidden), f"{path.name} imports {name}"
+            assert not any(name == item or name.startswith(item + ".") for item in forbidden), (
+                f"{path.name} imports {name}"
+            )
 
 
 def test_kernel_imports_no_component_folder() -> None:
@@ -49,7 +57,11 @@ def test_kernel_imports_no_component_folder() -> None:
 def test_every_package_is_listed_for_packaging() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "glioma_nas").rglob("__init__.py")}
-    found |= {f"glioma_nas.{'.'.join(path.parent.relative_to(ROOT).parts)}" for f in FOLDERS for path in (ROOT / f).rglob("__init__.py")}
+    found |= {
+        f"glioma_nas.{'.'.join(path.parent.relative_to(ROOT).parts)}"
+        for f in FOLDERS
+        for path in (ROOT / f).rglob("__init__.py")
+    }
     assert found == listed
 
 
@@ -85,7 +97,19 @@ def test_no_file_holds_two_things() -> None:
 
 
 def test_no_module_is_named_after_a_library() -> None:
-    libraries = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "nni", "monai", "pandas", "rich", "statistics_", "logging"}
+    libraries = {
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "nni",
+        "monai",
+        "pandas",
+        "rich",
+        "statistics_",
+        "logging",
+    }
     for path in sources("glioma_nas", *FOLDERS):
         assert path.stem not in libraries, path
 

@@ -86,7 +86,11 @@ def test_gradient_reaches_every_parameter_and_equals_finite_differences() -> Non
     space = NASBraNet("tiny")
     torch.manual_seed(0)
     parameters = ArchitectureParameters(
-        "student", choices=choices_of(space), groups=groups_of(space), fixed=space.fixed_choices["student"], search_widths=True
+        "student",
+        choices=choices_of(space),
+        groups=groups_of(space),
+        fixed=space.fixed_choices["student"],
+        search_widths=True,
     )
     for logits in parameters.logits.values():
         logits.data.normal_()
@@ -109,4 +113,6 @@ def test_gradient_reaches_every_parameter_and_equals_finite_differences() -> Non
                     logits[index] += sign * step
                     values.append(float(term(parameters.weights())))
                     logits[index] -= sign * step
-            assert float(logits.grad[index]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-2, abs=2e-3), label
+            assert float(logits.grad[index]) == pytest.approx(
+                (values[0] - values[1]) / (2 * step), rel=1e-2, abs=2e-3
+            ), label

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,14 @@ PAIRS = ("2_4", "2_8", "4_8")
 
 def test_space_is_registered_by_name() -> None:
     assert search_spaces.get("nasbranet") is NASBraNet
+
+
+@pytest.mark.slow
+def test_importing_the_space_first_leaves_nni_strategies_usable() -> None:
+    # NNI's modules import each other in a circle; entered at the wrong place, its strategies are silently replaced.
+    code = "import glioma_nas.search_spaces.nasbranet, nni.nas.strategy as s; print(s.DARTS.__name__)"
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "DARTS"
 
 
 def test_simplify_gives_one_nni_mutable_for_each_choice() -> None:

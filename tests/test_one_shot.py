@@ -127,7 +127,9 @@ def test_interrupted_and_resumed_search_equals_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_architecture_parameters_rest_while_pretraining_and_move_while_searching(prepared: Path, tmp_path: Path) -> None:
+def test_architecture_parameters_rest_while_pretraining_and_move_while_searching(
+    prepared: Path, tmp_path: Path
+) -> None:
     def movement(pretrain_epochs: int, folder: str) -> float:
         space = make_space()
         strategy = make_co_search(space, pretrain_epochs=pretrain_epochs)

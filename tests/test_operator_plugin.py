@@ -31,7 +31,7 @@ def space(monkeypatch: pytest.MonkeyPatch) -> NASBraNet:
 
 def only_the_plugin(space: NASBraNet) -> Architecture:
     sample = {label: values[0] for label, values in space.layout.choices.items()}
-    sample.update({label: "depthwise_separable" for label in space.variable_groups()["operator"]})
+    sample.update(dict.fromkeys(space.variable_groups()["operator"], "depthwise_separable"))
     sample.update({label: [0] for label in space.variable_groups()["scale"]})
     return space.architecture(sample)
 
@@ -45,7 +45,11 @@ def test_operator_is_sliced_and_trained_in_the_supernet(space: NASBraNet) -> Non
     strategy = CoSearch(latency_weight=0)
     strategy.mutate_model(space)
     parameters = ArchitectureParameters(
-        "student", choices=choices_of(space), groups=groups_of(space), fixed=space.fixed_choices["student"], search_widths=True
+        "student",
+        choices=choices_of(space),
+        groups=groups_of(space),
+        fixed=space.fixed_choices["student"],
+        search_widths=True,
     )
     for rule in ("min", "max"):
         with strategy.relaxation_slot.using(parameters.relaxation(rule, differentiable=True)):

@@ -141,8 +141,8 @@ def test_killed_run_continues_to_the_same_result_as_an_uninterrupted_one(config:
     process = run_cli(path, cut, command="preprocess")
     assert process.wait(300) == 0
     (whole / "latency").rename(tmp_path / "table")
-    os.symlink(tmp_path / "table", whole / "latency")
-    os.symlink(tmp_path / "table", cut / "latency")
+    (whole / "latency").symlink_to(tmp_path / "table")
+    (cut / "latency").symlink_to(tmp_path / "table")
 
     search = cut / ".search.partial" / "supernet" / "last.ckpt"
     process = run_cli(path, cut)
@@ -164,7 +164,9 @@ def test_killed_run_continues_to_the_same_result_as_an_uninterrupted_one(config:
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
     for weights in sorted(whole.glob("train/fold*/*/weights.safetensors")):
         assert (cut / weights.relative_to(whole)).read_bytes() == weights.read_bytes(), weights
-    pd.testing.assert_frame_equal(pd.read_csv(cut / "segment" / "dice.csv"), pd.read_csv(whole / "segment" / "dice.csv"))
+    pd.testing.assert_frame_equal(
+        pd.read_csv(cut / "segment" / "dice.csv"), pd.read_csv(whole / "segment" / "dice.csv")
+    )
     for marker in ("idh", "ki67"):
         name = f"classify/{marker}/predictions.csv"
         pd.testing.assert_frame_equal(pd.read_csv(cut / name), pd.read_csv(whole / name))

@@ -82,7 +82,11 @@ def test_local_plugin_is_importable_in_a_child_process(tmp_path: Path) -> None:
     code = "import glioma_nas.local.child_plugin as p; print(p.VALUE)"
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(root)}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert done.stdout.strip() == "42"
 

@@ -30,7 +30,7 @@ def import_plugin(path: Path) -> ModuleType:
     """Import ``path`` as ``glioma_nas.local.<stem>``.
 
     Raises:
-        PluginError: The file is missing, its name is not an identifier, its stem is taken by another file, or it raises.
+        PluginError: The file is missing, its name is not an identifier or taken by another file, or it raises.
     """
     path = path.expanduser().resolve()
     if not path.is_file():

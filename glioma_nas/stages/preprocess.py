@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -103,6 +104,9 @@ def _check_columns(cohort: Cohort, sequences: Sequence[str]) -> None:
 def _prepare_all(context: StageContext, cases: Sequence[Case], recipe: Recipe) -> None:
     root = context.folder / CASES_FOLDER
     waiting = [case for case in cases if not is_prepared(case, root / case.case_id)]
+    for case in waiting:
+        # What a killed worker left half written would otherwise stay beside the good files for ever.
+        shutil.rmtree(root / case.case_id, ignore_errors=True)
     problems: list[dict[str, str]] = []
     with context.progress.task("preprocess", len(cases)) as task:
         if done := len(cases) - len(waiting):

@@ -63,8 +63,9 @@ def run(context: StageContext) -> dict[str, Any]:
         "search_fold": SEARCH_FOLD,
         "n_search_patients": len(PreparedCohort.load(context.inputs["preprocess"]).folds.train(SEARCH_FOLD)),
         "search_patients_note": (
-            f"The architecture was searched on the training patients of fold {SEARCH_FOLD} alone. Test patients of the other "
-            f"folds were among them, so only fold {SEARCH_FOLD} is untouched by the search; its figures are shown beside."
+            f"The architecture was searched on the training patients of fold {SEARCH_FOLD} alone. Test patients of the "
+            f"other folds were among them, so only fold {SEARCH_FOLD} is untouched by the search; its figures stand "
+            "beside."
         ),
     }
     for role in ROLES:
@@ -78,9 +79,11 @@ def run(context: StageContext) -> dict[str, Any]:
             "table_latency_ms": round(float(profiler.profile(architecture.sample())), 4),
             "candidates": [candidate.row() for candidate in getattr(strategy, "candidates", {}).get(role, [])],
         }
-    module = getattr(strategy, "oneshot_module", None)
+    module: Any = getattr(strategy, "oneshot_module", None)
     if hasattr(module, "architectures"):
-        weights = {name: {k: v.tolist() for k, v in item.decoded().items()} for name, item in module.architectures.items()}
+        weights = {
+            name: {k: v.tolist() for k, v in item.decoded().items()} for name, item in module.architectures.items()
+        }
         write_text(context.folder / "probabilities.json", canonical_json(weights) + "\n")
         results["latency_terms"] = {
             name: {"sensitivities_ms": term.sensitivities, "coefficients": term.coefficients}

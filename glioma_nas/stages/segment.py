@@ -43,7 +43,9 @@ def run(context: StageContext) -> dict[str, Any]:
                 row_file = context.folder / "rows" / name / f"{case_id}.json"
                 if not row_file.is_file():
                     if network is None:
-                        network = load_network(context.config, context.inputs["search"], context.inputs["train"], fold, name)
+                        network = load_network(
+                            context.config, context.inputs["search"], context.inputs["train"], fold, name
+                        )
                         network = network.to(context.config.device)
                     row = _segment(context, network, case, name, fold)
                     write_json(row_file, row)
@@ -83,7 +85,9 @@ def predict_probability(network: nn.Module, case: PreparedCase, channels: Sequen
 def _segment(context: StageContext, network: nn.Module, case: PreparedCase, name: str, fold: int) -> dict[str, Any]:
     channels = [case.sequences.index(sequence) for sequence in context.config.cohort.sequences]
     probability = predict_probability(network, case, channels, context.config.device)
-    _save_array(context.folder / "masks_prepared" / name / f"{case.case_id}.npy", (probability >= THRESHOLD).astype(np.uint8))
+    _save_array(
+        context.folder / "masks_prepared" / name / f"{case.case_id}.npy", (probability >= THRESHOLD).astype(np.uint8)
+    )
     mask = (case.to_native(probability) >= THRESHOLD).astype(np.uint8)
     write_mask(context.folder / "masks" / name / f"{case.case_id}.nii.gz", mask, like=case.reference)
     spacing_mm = nib.load(case.reference).header.get_zooms()[:3]

@@ -10,7 +10,9 @@ from glioma_nas.progress import Silent
 from glioma_nas.testing.phantoms import write_phantom_cohort
 
 
-def prepare_phantom_cohort(folder: Path, *, n_patients: int, image_size_px: int, n_folds: int = 2, seed: int = 0) -> Path:
+def prepare_phantom_cohort(
+    folder: Path, *, n_patients: int, image_size_px: int, n_folds: int = 2, seed: int = 0
+) -> Path:
     """Write a phantom cohort and preprocess it.
 
     Args:
