@@ -9,12 +9,13 @@ key means done (or, for a partial folder, resumable); another key means the fold
 
 from __future__ import annotations
 
+import csv
 import importlib
 import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class Stage:
         sections: Configuration sections it depends on; a change in one makes the stage out of date.
         module: Module that holds ``run(context) -> dict``, imported when the stage runs; the dict (plain JSON) goes
             into the manifest as ``results``.
-        input_files: Files outside the run folder that it depends on by content.
+        fingerprint: What else it depends on, as plain JSON: files outside the run folder, parts of other sections.
     """
 
     name: str
@@ -76,7 +77,29 @@ class Stage:
     needs: tuple[str, ...]
     sections: tuple[str, ...]
     module: str
-    input_files: Callable[[RunConfig], Sequence[Path]] = field(default=lambda config: ())
+    fingerprint: Callable[[RunConfig], Any] = field(default=lambda config: None)
+
+
+def _cohort_fingerprint(config: RunConfig) -> dict[str, Any]:
+    """Return what the preprocess stage depends on beside its sections.
+
+    The sheet counts by content. Scans count by size and time of change: hashing gigabytes at every command would take
+    longer than most stages. Of the markers only the columns and sequences matter here, so that another classifier does
+    not make the search out of date.
+    """
+    sheet = config.cohort.sheet
+    scans: dict[str, list[int]] = {}
+    if sheet.is_file():
+        with sheet.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
+            for cell in {cell for row in csv.reader(handle) for cell in row if cell.endswith((".nii", ".nii.gz"))}:
+                path = sheet.parent / cell
+                if path.is_file():
+                    scans[cell] = [path.stat().st_size, path.stat().st_mtime_ns]
+    markers = {
+        name: marker.model_dump(mode="json", include={"column", "positive", "threshold", "sequences"})
+        for name, marker in config.classify.markers.items()
+    }
+    return {"sheet": sha256_file(sheet) if sheet.is_file() else None, "scans": scans, "markers": markers}
 
 
 STAGES: tuple[Stage, ...] = (
@@ -84,9 +107,9 @@ STAGES: tuple[Stage, ...] = (
         "preprocess",
         "read the cohort, check every file, normalise, cut slices, draw folds",
         (),
-        ("cohort", "preprocess", "folds", "classify.markers"),
+        ("cohort", "preprocess", "folds"),
         "glioma_nas.stages.preprocess",
-        lambda config: (config.cohort.sheet,),
+        _cohort_fingerprint,
     ),
     Stage(
         "latency",
@@ -188,7 +211,7 @@ class Pipeline:
                 "seed": self.config.seed,
                 "plugins": {str(path): sha256_file(path) for path in self.config.plugins if path.is_file()},
                 "config": {section: _lookup(dump, section) for section in stage.sections},
-                "files": {str(path): sha256_file(path) for path in stage.input_files(self.config) if path.is_file()},
+                "fingerprint": stage.fingerprint(self.config),
                 "needs": {name: self.key(_stage(name)) for name in stage.needs},
             }
             self._keys[stage.name] = sha256_text(canonical_json(content))

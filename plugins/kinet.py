@@ -37,16 +37,18 @@ class KiNetPreset:
         branch: Output channels of a branch's four stages.
         main: Output channels of main stages 2, 3, 4; stage 1 has four times those of a branch.
         blocks: Split-attention blocks of the four stages.
+        stem_kernel: Side of the shallow features' convolution.
     """
 
     stem: int
     branch: tuple[int, int, int, int]
     main: tuple[int, int, int]
     blocks: tuple[int, int, int, int]
+    stem_kernel: int = 7
 
 
 PRESETS: Mapping[str, KiNetPreset] = {
-    "small": KiNetPreset(stem=8, branch=(8, 16, 32, 48), main=(48, 64, 96), blocks=(1, 1, 1, 1)),
+    "small": KiNetPreset(stem=8, branch=(8, 16, 32, 48), main=(48, 64, 96), blocks=(1, 1, 1, 1), stem_kernel=3),
     "full": KiNetPreset(stem=32, branch=(64, 128, 256, 512), main=(512, 1024, 2048), blocks=(3, 4, 6, 3)),
 }
 
@@ -81,9 +83,9 @@ class KiNet(SliceNetwork):
         self.metadata = metadata
         stem, branch, blocks = preset.stem, preset.branch, preset.blocks
         main = (4 * branch[0], *preset.main)
-        self.t1c_stem = shallow_stem(2, stem)
-        self.t2f_stem = shallow_stem(2, stem)
-        self.merge_stem = shallow_stem(4, 2 * stem) if merge_in else None
+        self.t1c_stem = shallow_stem(2, stem, preset.stem_kernel)
+        self.t2f_stem = shallow_stem(2, stem, preset.stem_kernel)
+        self.merge_stem = shallow_stem(4, 2 * stem, preset.stem_kernel) if merge_in else None
         self.t1c_stages = _stages((stem, *branch[:3]), branch, blocks)
         self.t2f_stages = _stages((stem, *branch[:3]), branch, blocks)
         first = 4 * stem if merge_in else 2 * stem

@@ -16,8 +16,8 @@ from typing import Any
 from glioma_nas.search_spaces.layout import Cell, Layout
 from glioma_nas.search_spaces.plan import NetworkPlan, Step
 
-_COLUMN_PX, _ROW_PX = 104, 96
-_BOX_WIDTH_PX, _BOX_HEIGHT_PX = 84, 62
+_COLUMN_PX, _ROW_PX = 114, 96
+_BOX_WIDTH_PX, _BOX_HEIGHT_PX = 96, 62
 _MARGIN_PX = 70
 _SHARED_COLOUR = "#8b6cc1"
 _BRANCH_COLOURS = ("#2f7fd6", "#d9822b", "#35a06a", "#c2507f", "#8a8a2d")

@@ -186,7 +186,9 @@ def test_classify_says_which_cases_had_an_empty_mask_and_unknown_age(finished):
     _, results = finished
     summary = results["markers"]["idh"]
     assert summary["middle_slices_because_mask_empty"] == ["case004"]
-    assert (summary["n_age_unknown"], summary["n_sex_unknown"]) == (2, 6)
+    phantoms = phantom_cases(N_PATIENTS, side=SIDE, n_slices=4, signal=3.0)
+    assert summary["n_age_unknown"] == sum(phantom.age is None for phantom in phantoms) > 0
+    assert summary["n_sex_unknown"] == sum(phantom.sex is None for phantom in phantoms) > 0
 
 
 def test_classify_leaves_classifiers_that_predict_a_new_patient(finished):

@@ -81,13 +81,24 @@ def test_manifest_says_what_made_the_stage(config: RunConfig, tmp_path: Path) ->
     assert load_config(tmp_path / "run" / "config.yaml") == config
 
 
-def test_changed_configuration_or_sheet_makes_a_stage_out_of_date(config: RunConfig, tmp_path: Path) -> None:
+def test_changed_configuration_or_scan_makes_a_stage_out_of_date(config: RunConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config, tmp_path / "run", Silent())
     pipeline.run(["preprocess"])
     changed = config.model_copy(update={"folds": config.folds.model_copy(update={"n_folds": 4})})
     assert not Pipeline(changed, tmp_path / "run", Silent()).is_done(STAGES[0])
     unrelated = config.model_copy(update={"report": config.report.model_copy(update={"title": "other"})})
     assert Pipeline(unrelated, tmp_path / "run", Silent()).is_done(STAGES[0])
+    idh = config.classify.markers["idh"].model_copy(update={"options": {"backbone": "resnet18"}})
+    classifier = config.classify.model_copy(update={"markers": {**config.classify.markers, "idh": idh}})
+    other_classifier = config.model_copy(update={"classify": classifier})
+    assert Pipeline(other_classifier, tmp_path / "run", Silent()).is_done(STAGES[0])
+    scan = tmp_path / "cohort" / "P002" / "flair.nii.gz"
+    os.utime(scan, ns=(0, 0))
+    assert not Pipeline(config, tmp_path / "run", Silent()).is_done(STAGES[0])
+
+
+def test_changed_sheet_makes_preprocessing_out_of_date(config: RunConfig, tmp_path: Path) -> None:
+    Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
     with config.cohort.sheet.open("a") as sheet:
         sheet.write("\n")
     assert not Pipeline(config, tmp_path / "run", Silent()).is_done(STAGES[0])

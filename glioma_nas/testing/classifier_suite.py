@@ -63,7 +63,7 @@ def phantom_cases(
                 slices=tuple(range(n_slices)),
                 # Unknown age and sex must be bearable.
                 age=None if index % 7 == 3 else float(generator.uniform(20, 80)),
-                sex=(None, "M", "F")[index % 3],
+                sex=(None, "M", "F")[int(generator.integers(3))],
                 label=label,
                 mask_empty=False,
             )
