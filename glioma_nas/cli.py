@@ -203,7 +203,6 @@ def main() -> None:
         err.show()  # type: ignore[attr-defined]  # the class is typer's own copy of click's
         status = 2
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; run the same command again to continue")
         status = 130
     sys.exit(status)
 
@@ -213,7 +212,12 @@ def _run_stages(config: Any, folder: Path, names: tuple[str, ...], *, force: boo
     from glioma_nas.pipeline import Pipeline
 
     _load_plugins(config.plugins)
-    Pipeline(config, folder, make_progress(force_plain=_options["plain"])).run(names, force=force)
+    try:
+        Pipeline(config, folder, make_progress(force_plain=_options["plain"])).run(names, force=force)
+    except KeyboardInterrupt:
+        # Here and not in `main`, because typer ends the process itself when an interrupt reaches it.
+        _complain("interrupted; run the same command again to continue")
+        raise typer.Exit(130) from None
     last = folder.resolve() / names[-1]
     typer.echo(last / "report.html" if names[-1] == "report" else last)
 
@@ -242,10 +246,14 @@ def _complain(text: str) -> None:
 
 
 class _OwnRecords(logging.Filter):
-    """Let through our own records, and other libraries' only from the level of an error."""
+    """Let through our own records, and other libraries' errors.
+
+    NNI's are left out: it logs "failed to be executed" for every exception that it then raises again, an interrupt too.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.name.startswith("glioma_nas") or record.levelno >= logging.ERROR
+        library = record.name.split(".")[0]
+        return library == "glioma_nas" or (record.levelno >= logging.ERROR and library != "nni")
 
 
 def _quieten_libraries() -> None:

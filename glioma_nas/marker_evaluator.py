@@ -29,8 +29,8 @@ from glioma_nas.errors import CohortError, ConfigError, LabelError, LeakageError
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.markers import FoldSplit, MarkerCase, check_folds_hold_both_classes, cut_case, encode_labels
 from glioma_nas.progress import Progress, Silent
+from glioma_nas.roc_analysis import choose_threshold, delong
 from glioma_nas.seeding import derive_seed
-from glioma_nas.statistics import choose_threshold, delong
 
 PREDICTION_COLUMNS = ("case_id", "patient_id", "fold", "label", "probability", "threshold")
 PREDICTIONS_FILE = "predictions.csv"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import nni
+import nni.trial
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import RawFormatModelSpace
 
@@ -23,7 +25,13 @@ def explore(space: Any, evaluator: Any, strategy: Any) -> Any:
         evaluator: An NNI ``Evaluator``; one-shot strategies need a Lightning evaluator.
         strategy: An NNI ``Strategy`` that has not run yet.
     """
-    strategy(RawFormatModelSpace.from_model(space, evaluator), SequentialExecutionEngine())
+    # A sequential run leaves its last model behind as "the current trial's parameters"; an evaluator that is called
+    # later, outside any trial, would then report to a trial that is over.
+    before = nni.trial._params
+    try:
+        strategy(RawFormatModelSpace.from_model(space, evaluator), SequentialExecutionEngine())
+    finally:
+        nni.trial._params = before
     return strategy
 
 

@@ -8,7 +8,7 @@ from glioma_nas.errors import ConfigError, StorageError
 from glioma_nas.marker_evaluator import ClassifierSettings, build_evaluator, patient_level
 from glioma_nas.plugins.backbones import build_backbone
 from glioma_nas.plugins.idh import IdhNetwork
-from glioma_nas.statistics import auc
+from glioma_nas.roc_analysis import auc
 from glioma_nas.testing.classifier_suite import ClassifierSuite, phantom_cases, phantom_folds
 
 SETTINGS = ClassifierSettings(sequences=("t1ce", "flair"), epochs=8, batch_size=16, image_size_px=32)

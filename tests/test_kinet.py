@@ -9,7 +9,7 @@ import torch
 from glioma_nas.errors import ConfigError
 from glioma_nas.marker_evaluator import ClassifierSettings, build_evaluator, patient_level
 from glioma_nas.plugins.kinet import BRANCH_WEIGHTS, PRESETS, SCALE_WEIGHTS, KiNet
-from glioma_nas.statistics import auc
+from glioma_nas.roc_analysis import auc
 from glioma_nas.testing.classifier_suite import ClassifierSuite, phantom_cases, phantom_folds
 
 OUTPUTS = {"t1c", "t2f", "s1", "s2", "s3", "s4", "final"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nni
 import pandas as pd
 import pytest
 import torch
@@ -134,6 +135,7 @@ def test_architecture_parameters_rest_while_pretraining_and_move_while_searching
         space = make_space()
         strategy = make_co_search(space, pretrain_epochs=pretrain_epochs)
         explore(space, make_evaluator(prepared, tmp_path / folder, epochs=1), strategy)
+        assert nni.get_current_parameter() is None  # nothing left that a later evaluation could report to
         student = strategy.oneshot_module.architectures["student"]
         return max(float(logits.detach().abs().max()) for logits in student.logits.values())
 

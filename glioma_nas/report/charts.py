@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from glioma_nas.report.figures import GREY, INK, LINE_STYLES, MUTED, SERIES, Drawing, Figure, chart
 from glioma_nas.report.intervals import PatientEstimate
-from glioma_nas.statistics import roc_curve
+from glioma_nas.roc_analysis import roc_curve
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ _SEARCH_PANELS = (
     _Panel(
         "search_entropy",
         "Entropy of the choices",
-        "nats",
+        "share of the uniform choice's",
         {"entropy_operator": "operator", "entropy_scale": "scale", "entropy_width": "width"},
     ),
     _Panel("search_dice", "Dice of the supernet", "Dice", {"dice_validation": "Dice"}),

@@ -29,8 +29,8 @@ from glioma_nas.report.document import (
     text,
 )
 from glioma_nas.report.records import MarkerRecords, RunRecords
+from glioma_nas.roc_analysis import paired_delong
 from glioma_nas.seeding import numpy_generator
-from glioma_nas.statistics import paired_delong
 
 BASELINE = "age and sex"
 _HEADINGS = {

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from glioma_nas.binary_statistics import binary_report
 from glioma_nas.config import ClassifyConfig, MarkerConfig
 from glioma_nas.errors import CohortError, StorageError
 from glioma_nas.files import read_json, write_json, write_text
@@ -38,8 +39,8 @@ from glioma_nas.markers import (
 )
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCase, PreparedCohort
+from glioma_nas.roc_analysis import Comparison, Estimate, paired_delong, roc_curve
 from glioma_nas.seeding import derive_seed, numpy_generator
-from glioma_nas.statistics import Comparison, Estimate, binary_report, paired_delong, roc_curve
 
 BASELINE = "age_sex"
 MASKS_FOLDER = Path("masks_prepared") / "student"

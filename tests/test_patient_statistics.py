@@ -5,27 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glioma_nas.errors import LabelError
-from glioma_nas.statistics import (
+from glioma_nas.binary_statistics import (
     accuracy,
-    auc,
-    auc_variance,
-    auc_within,
     balanced_accuracy,
     binary_report,
     bootstrap_interval,
     brier,
     check_invariants,
-    choose_threshold,
-    delong,
     kappa,
     matthews,
-    paired_delong,
-    roc_curve,
     sensitivity,
     specificity,
     wilson_interval,
 )
+from glioma_nas.errors import LabelError
+from glioma_nas.roc_analysis import auc, auc_variance, auc_within, choose_threshold, delong, paired_delong, roc_curve
 
 
 def slow_components(labels, scores):

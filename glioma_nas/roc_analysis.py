@@ -1,18 +1,16 @@
-"""Say how well a binary marker is predicted, patient by patient, and how sure one may be of it.
+"""The area under the ROC curve with DeLong's variance, the curve itself, and the choice of a threshold on it.
 
-One row is one patient; nothing here looks at slices. Every figure comes with an interval, the number of patients and
-the number of positive ones. Thresholds are inputs: whoever predicts chooses them on training folds with
-`choose_threshold`.
+One row is one patient; nothing here looks at slices. Every estimate comes with an interval, the number of patients and
+the number of positive ones.
 
 References:
     DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988): variance of the area under the ROC curve.
     Sun and Xu, IEEE Signal Processing Letters 21 (2014): the same from mid-ranks, in O(n log n).
-    Wilson, JASA 22 (1927): interval of a proportion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,7 +78,12 @@ class Comparison:
         return {key: round(item, digits) if isinstance(item, float) else item for key, item in asdict(self).items()}
 
 
-def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Ints, Floats]:
+def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Ints, Floats]:
+    """Return labels (n,) and scores (n,) as arrays.
+
+    Raises:
+        LabelError: They differ in length, a label is not 0 or 1, a score is not finite, or one class is absent.
+    """
     truth = np.asarray(labels)
     values = np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or values.shape != truth.shape:
@@ -125,7 +128,7 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     0.75
     """
-    truth, values = _checked(labels, scores)
+    truth, values = checked(labels, scores)
     return float(_structural_components(truth, values)[0].mean())
 
 
@@ -143,7 +146,7 @@ def delong(labels: ArrayLike, scores: ArrayLike, *, confidence: float = CONFIDEN
     Raises:
         LabelError: Fewer than two patients of a class, or a score that is not finite.
     """
-    truth, values = _checked(labels, scores)
+    truth, values = checked(labels, scores)
     value, variance = auc_variance(truth, values)
     positive = int(truth.sum())
     alpha = 1.0 - confidence
@@ -161,7 +164,7 @@ def auc_variance(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
     Raises:
         LabelError: Fewer than two patients of a class, or a score that is not finite.
     """
-    truth, values = _checked(labels, scores)
+    truth, values = checked(labels, scores)
     _require_two_each(truth)
     of_positives, of_negatives = _structural_components(truth, values)
     variance = of_positives.var(ddof=1) / of_positives.size + of_negatives.var(ddof=1) / of_negatives.size
@@ -179,8 +182,8 @@ def paired_delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> Com
     Raises:
         LabelError: Fewer than two patients of a class, or a score that is not finite.
     """
-    truth, a = _checked(labels, first)
-    _, b = _checked(labels, second)
+    truth, a = checked(labels, first)
+    _, b = checked(labels, second)
     _require_two_each(truth)
     components = [
         x - y for x, y in zip(_structural_components(truth, a), _structural_components(truth, b), strict=True)
@@ -214,7 +217,7 @@ def auc_within(labels: ArrayLike, scores: ArrayLike, groups: Sequence[Hashable])
     Returns:
         In [0, 1]; none when no group holds both classes.
     """
-    truth, values = _checked(labels, scores)
+    truth, values = checked(labels, scores)
     keys = np.asarray([str(group) for group in groups])
     ordered, pairs = 0.0, 0
     for key in np.unique(keys):
@@ -232,7 +235,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats, Flo
 
     A patient is called positive when its score is at least the threshold; the first threshold is infinite.
     """
-    truth, values = _checked(labels, scores)
+    truth, values = checked(labels, scores)
     thresholds = np.concatenate([[np.inf], np.unique(values)[::-1]])
     called = values[None, :] >= thresholds[:, None]
     true_positive = (called & (truth == 1)).sum(axis=1) / truth.sum()
@@ -253,204 +256,13 @@ def choose_threshold(labels: ArrayLike, probabilities: ArrayLike) -> float:
     Raises:
         LabelError: One class only, or a probability that is not finite.
     """
-    truth, values = _checked(labels, probabilities)
+    truth, values = checked(labels, probabilities)
     distinct = np.unique(values)
     if distinct.size < 2:
         return 0.5
     middles = (distinct[1:] + distinct[:-1]) / 2
-    scores = [balanced_accuracy(truth, (values >= middle).astype(np.int64)) for middle in middles]
+    positive, negative = values[truth == 1], values[truth == 0]
+    scores = [((positive >= middle).mean() + (negative < middle).mean()) / 2 for middle in middles]
     # Rounding makes candidates of equal counts equal whatever the order of the additions was.
     best = max(zip(np.round(scores, 12), np.diff(distinct), -middles, strict=True))
     return float(-best[2])
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Confusion counts of patients."""
-
-    true_positive: int
-    false_negative: int
-    true_negative: int
-    false_positive: int
-
-    @property
-    def n(self) -> int:
-        """All patients."""
-        return self.true_positive + self.false_negative + self.true_negative + self.false_positive
-
-
-def count(labels: ArrayLike, predicted: ArrayLike) -> Counts:
-    """Count agreements of labels and predicted classes, both (n,), 0 or 1."""
-    truth, called = np.asarray(labels) == 1, np.asarray(predicted) == 1
-    return Counts(
-        int((truth & called).sum()),
-        int((truth & ~called).sum()),
-        int((~truth & ~called).sum()),
-        int((~truth & called).sum()),
-    )
-
-
-def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the share of patients called right."""
-    c = count(labels, predicted)
-    return (c.true_positive + c.true_negative) / c.n
-
-
-def sensitivity(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the share of positive patients called positive."""
-    c = count(labels, predicted)
-    return c.true_positive / (c.true_positive + c.false_negative)
-
-
-def specificity(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the share of negative patients called negative."""
-    c = count(labels, predicted)
-    return c.true_negative / (c.true_negative + c.false_positive)
-
-
-def balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the mean of sensitivity and specificity."""
-    return (sensitivity(labels, predicted) + specificity(labels, predicted)) / 2
-
-
-def kappa(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return Cohen's kappa, (p_o - p_e) / (1 - p_e): agreement beyond what the class frequencies alone would give."""
-    c = count(labels, predicted)
-    observed = (c.true_positive + c.true_negative) / c.n
-    positive = (c.true_positive + c.false_negative) * (c.true_positive + c.false_positive)
-    negative = (c.true_negative + c.false_positive) * (c.true_negative + c.false_negative)
-    expected = (positive + negative) / c.n**2
-    return (observed - expected) / (1.0 - expected)
-
-
-def matthews(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return Matthews' correlation coefficient; 0 when all patients are called alike."""
-    c = count(labels, predicted)
-    scale = float(c.true_positive + c.false_positive) * float(c.true_negative + c.false_negative)
-    scale *= float(c.true_positive + c.false_negative) * float(c.true_negative + c.false_positive)
-    if scale == 0:
-        return 0.0
-    return float((c.true_positive * c.true_negative - c.false_positive * c.false_negative) / np.sqrt(scale))
-
-
-def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Return the mean squared difference of label and probability; 0 is perfect, 0.25 is always saying one half."""
-    return float(np.mean((np.asarray(labels, dtype=np.float64) - np.asarray(probabilities, dtype=np.float64)) ** 2))
-
-
-def wilson_interval(successes: int, n: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return Wilson's interval of a proportion; unlike a bootstrap it keeps its width at 0 and n successes."""
-    z = float(norm.ppf(0.5 + confidence / 2))
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * float(np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)))
-    # In exact arithmetic the ends are 0 and 1 here.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return low, high
-
-
-def bootstrap_interval(
-    labels: ArrayLike,
-    columns: Sequence[ArrayLike],
-    statistic: Callable[..., float | None],
-    *,
-    samples: int,
-    generator: np.random.Generator,
-    confidence: float = CONFIDENCE,
-) -> tuple[float, float]:
-    """Return the percentile interval of ``statistic(labels, *columns)`` over patients drawn with replacement.
-
-    Positive and negative patients are drawn apart, as many of each as there are: with ten patients of a class a free
-    draw would often hold hardly any.
-
-    Args:
-        labels: (n,), 0 or 1, one entry a patient.
-        columns: Arrays (n,) that are drawn along.
-        statistic: Draws for which it returns none are left out.
-        samples: Number of draws.
-        generator: Source of the draws.
-        confidence: In (0, 1).
-
-    Raises:
-        LabelError: One class only.
-    """
-    truth = np.asarray(labels, dtype=np.int64)
-    arrays = [np.asarray(column) for column in columns]
-    positive, negative = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
-    if not positive.size or not negative.size:
-        raise LabelError(f"all {truth.size} labels are of one class: an interval needs patients of both classes")
-    values = []
-    for _ in range(samples):
-        drawn = np.concatenate([generator.choice(positive, positive.size), generator.choice(negative, negative.size)])
-        value = statistic(truth[drawn], *(array[drawn] for array in arrays))
-        if value is not None:
-            values.append(value)
-    tail = (1.0 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1.0 - tail])
-    return float(low), float(high)
-
-
-def binary_report(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    thresholds: ArrayLike,
-    *,
-    samples: int,
-    generator: np.random.Generator,
-    groups: Sequence[Hashable] | None = None,
-) -> dict[str, Estimate]:
-    """Return every figure of a binary classifier, one row a patient.
-
-    Args:
-        labels: (n,), 0 or 1, at least two of each.
-        probabilities: (n,), in [0, 1].
-        thresholds: (n,) or a scalar; a patient is called positive when its probability is at least its threshold.
-        samples: Bootstrap draws.
-        generator: Source of the draws.
-        groups: The test fold of each patient, for the AUC within folds; left out when none.
-
-    Returns:
-        ``auc`` (DeLong), ``auc_within_folds``, ``accuracy``, ``sensitivity``, ``specificity`` (Wilson),
-        ``balanced_accuracy``, ``kappa``, ``mcc``, ``brier`` (bootstrap over patients).
-
-    Raises:
-        LabelError: Fewer than two patients of a class, or a probability that is not finite.
-    """
-    truth, values = _checked(labels, probabilities)
-    called = (values >= np.broadcast_to(np.asarray(thresholds, dtype=np.float64), values.shape)).astype(np.int64)
-    n, positive = int(truth.size), int(truth.sum())
-    report = {"auc": delong(truth, values)}
-
-    def bootstrapped(value: float, columns: Sequence[ArrayLike], statistic: Callable[..., float | None]) -> Estimate:
-        low, high = bootstrap_interval(truth, columns, statistic, samples=samples, generator=generator)
-        return Estimate(value, min(low, value), max(high, value), f"bootstrap, {samples} draws", n, positive)
-
-    if groups is not None:
-        within = auc_within(truth, values, groups)
-        if within is not None:
-            keys = np.asarray([str(group) for group in groups])
-            report["auc_within_folds"] = bootstrapped(within, [values, keys], auc_within)
-    c = count(truth, called)
-    for name, successes, total in (
-        ("accuracy", c.true_positive + c.true_negative, n),
-        ("sensitivity", c.true_positive, positive),
-        ("specificity", c.true_negative, n - positive),
-    ):
-        low, high = wilson_interval(successes, total)
-        report[name] = Estimate(successes / total, low, high, "Wilson", n, positive)
-    for name, statistic in (("balanced_accuracy", balanced_accuracy), ("kappa", kappa), ("mcc", matthews)):
-        report[name] = bootstrapped(statistic(truth, called), [called], statistic)
-    report["brier"] = bootstrapped(brier(truth, values), [values], brier)
-    check_invariants({name: estimate.value for name, estimate in report.items()})
-    return report
-
-
-def check_invariants(values: dict[str, float]) -> None:
-    """Assert what holds for every binary classifier: accuracy lies between sensitivity and specificity.
-
-    Tables that break it (as published ones do) were not computed from one set of predictions.
-    """
-    low, high = sorted((values["sensitivity"], values["specificity"]))
-    assert low - 1e-9 <= values["accuracy"] <= high + 1e-9, f"accuracy outside sensitivity and specificity: {values}"
-    assert abs(values["balanced_accuracy"] - (low + high) / 2) < 1e-9, f"balanced accuracy is not their mean: {values}"

@@ -1,0 +1,212 @@
+"""Figures of a binary marker, patient by patient: accuracy, sensitivity, specificity, kappa and more, with intervals.
+
+One row is one patient; nothing here looks at slices. Thresholds are inputs: whoever predicts chooses them on training
+folds with `glioma_nas.roc_analysis.choose_threshold`.
+
+Reference:
+    Wilson, JASA 22 (1927): interval of a proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import norm
+
+from glioma_nas.errors import LabelError
+from glioma_nas.roc_analysis import CONFIDENCE, Estimate, auc_within, checked, delong
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Confusion counts of patients."""
+
+    true_positive: int
+    false_negative: int
+    true_negative: int
+    false_positive: int
+
+    @property
+    def n(self) -> int:
+        """All patients."""
+        return self.true_positive + self.false_negative + self.true_negative + self.false_positive
+
+
+def count(labels: ArrayLike, predicted: ArrayLike) -> Counts:
+    """Count agreements of labels and predicted classes, both (n,), 0 or 1."""
+    truth, called = np.asarray(labels) == 1, np.asarray(predicted) == 1
+    return Counts(
+        int((truth & called).sum()),
+        int((truth & ~called).sum()),
+        int((~truth & ~called).sum()),
+        int((~truth & called).sum()),
+    )
+
+
+def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the share of patients called right."""
+    c = count(labels, predicted)
+    return (c.true_positive + c.true_negative) / c.n
+
+
+def sensitivity(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the share of positive patients called positive."""
+    c = count(labels, predicted)
+    return c.true_positive / (c.true_positive + c.false_negative)
+
+
+def specificity(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the share of negative patients called negative."""
+    c = count(labels, predicted)
+    return c.true_negative / (c.true_negative + c.false_positive)
+
+
+def balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the mean of sensitivity and specificity."""
+    return (sensitivity(labels, predicted) + specificity(labels, predicted)) / 2
+
+
+def kappa(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return Cohen's kappa, (p_o - p_e) / (1 - p_e): agreement beyond what the class frequencies alone would give."""
+    c = count(labels, predicted)
+    observed = (c.true_positive + c.true_negative) / c.n
+    positive = (c.true_positive + c.false_negative) * (c.true_positive + c.false_positive)
+    negative = (c.true_negative + c.false_positive) * (c.true_negative + c.false_negative)
+    expected = (positive + negative) / c.n**2
+    return (observed - expected) / (1.0 - expected)
+
+
+def matthews(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return Matthews' correlation coefficient; 0 when all patients are called alike."""
+    c = count(labels, predicted)
+    scale = float(c.true_positive + c.false_positive) * float(c.true_negative + c.false_negative)
+    scale *= float(c.true_positive + c.false_negative) * float(c.true_negative + c.false_positive)
+    if scale == 0:
+        return 0.0
+    return float((c.true_positive * c.true_negative - c.false_positive * c.false_negative) / np.sqrt(scale))
+
+
+def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the mean squared difference of label and probability; 0 is perfect, 0.25 is always saying one half."""
+    return float(np.mean((np.asarray(labels, dtype=np.float64) - np.asarray(probabilities, dtype=np.float64)) ** 2))
+
+
+def wilson_interval(successes: int, n: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return Wilson's interval of a proportion; unlike a bootstrap it keeps its width at 0 and n successes."""
+    z = float(norm.ppf(0.5 + confidence / 2))
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * float(np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)))
+    # In exact arithmetic the ends are 0 and 1 here.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return low, high
+
+
+def bootstrap_interval(
+    labels: ArrayLike,
+    columns: Sequence[ArrayLike],
+    statistic: Callable[..., float | None],
+    *,
+    samples: int,
+    generator: np.random.Generator,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """Return the percentile interval of ``statistic(labels, *columns)`` over patients drawn with replacement.
+
+    Positive and negative patients are drawn apart, as many of each as there are: with ten patients of a class a free
+    draw would often hold hardly any.
+
+    Args:
+        labels: (n,), 0 or 1, one entry a patient.
+        columns: Arrays (n,) that are drawn along.
+        statistic: Draws for which it returns none are left out.
+        samples: Number of draws.
+        generator: Source of the draws.
+        confidence: In (0, 1).
+
+    Raises:
+        LabelError: One class only.
+    """
+    truth = np.asarray(labels, dtype=np.int64)
+    arrays = [np.asarray(column) for column in columns]
+    positive, negative = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
+    if not positive.size or not negative.size:
+        raise LabelError(f"all {truth.size} labels are of one class: an interval needs patients of both classes")
+    values = []
+    for _ in range(samples):
+        drawn = np.concatenate([generator.choice(positive, positive.size), generator.choice(negative, negative.size)])
+        value = statistic(truth[drawn], *(array[drawn] for array in arrays))
+        if value is not None:
+            values.append(value)
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def binary_report(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    thresholds: ArrayLike,
+    *,
+    samples: int,
+    generator: np.random.Generator,
+    groups: Sequence[Hashable] | None = None,
+) -> dict[str, Estimate]:
+    """Return every figure of a binary classifier, one row a patient.
+
+    Args:
+        labels: (n,), 0 or 1, at least two of each.
+        probabilities: (n,), in [0, 1].
+        thresholds: (n,) or a scalar; a patient is called positive when its probability is at least its threshold.
+        samples: Bootstrap draws.
+        generator: Source of the draws.
+        groups: The test fold of each patient, for the AUC within folds; left out when none.
+
+    Returns:
+        ``auc`` (DeLong), ``auc_within_folds``, ``accuracy``, ``sensitivity``, ``specificity`` (Wilson),
+        ``balanced_accuracy``, ``kappa``, ``mcc``, ``brier`` (bootstrap over patients).
+
+    Raises:
+        LabelError: Fewer than two patients of a class, or a probability that is not finite.
+    """
+    truth, values = checked(labels, probabilities)
+    called = (values >= np.broadcast_to(np.asarray(thresholds, dtype=np.float64), values.shape)).astype(np.int64)
+    n, positive = int(truth.size), int(truth.sum())
+    report = {"auc": delong(truth, values)}
+
+    def bootstrapped(value: float, columns: Sequence[ArrayLike], statistic: Callable[..., float | None]) -> Estimate:
+        low, high = bootstrap_interval(truth, columns, statistic, samples=samples, generator=generator)
+        return Estimate(value, min(low, value), max(high, value), f"bootstrap, {samples} draws", n, positive)
+
+    if groups is not None:
+        within = auc_within(truth, values, groups)
+        if within is not None:
+            keys = np.asarray([str(group) for group in groups])
+            report["auc_within_folds"] = bootstrapped(within, [values, keys], auc_within)
+    c = count(truth, called)
+    for name, successes, total in (
+        ("accuracy", c.true_positive + c.true_negative, n),
+        ("sensitivity", c.true_positive, positive),
+        ("specificity", c.true_negative, n - positive),
+    ):
+        low, high = wilson_interval(successes, total)
+        report[name] = Estimate(successes / total, low, high, "Wilson", n, positive)
+    for name, statistic in (("balanced_accuracy", balanced_accuracy), ("kappa", kappa), ("mcc", matthews)):
+        report[name] = bootstrapped(statistic(truth, called), [called], statistic)
+    report["brier"] = bootstrapped(brier(truth, values), [values], brier)
+    check_invariants({name: estimate.value for name, estimate in report.items()})
+    return report
+
+
+def check_invariants(values: dict[str, float]) -> None:
+    """Assert what holds for every binary classifier: accuracy lies between sensitivity and specificity.
+
+    Tables that break it (as published ones do) were not computed from one set of predictions.
+    """
+    low, high = sorted((values["sensitivity"], values["specificity"]))
+    assert low - 1e-9 <= values["accuracy"] <= high + 1e-9, f"accuracy outside sensitivity and specificity: {values}"
+    assert abs(values["balanced_accuracy"] - (low + high) / 2) < 1e-9, f"balanced accuracy is not their mean: {values}"
