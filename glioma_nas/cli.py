@@ -72,7 +72,7 @@ def _root(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="run folder")] = Path("runs/demo"),
-    patients: Annotated[int, typer.Option("--patients", min=12, help="synthetic patients")] = 24,
+    patients: Annotated[int, typer.Option("--patients", min=12, help="synthetic patients")] = 36,
     seed: Annotated[int, typer.Option("--seed", min=0, help="seed of cohort and run")] = 0,
     override: SetOption = None,
 ) -> None:

@@ -3,19 +3,21 @@
 A stage reads finished folders of earlier stages and writes only its own. It works under ``RUN/.STAGE.partial`` and the
 folder is renamed to ``RUN/STAGE`` once its ``manifest.json`` is in it, so a folder under its real name is complete.
 
-What a stage depends on is folded into a key: its configuration, the seed, and the keys of the stages it reads. The same
-key means done (or, for a partial folder, resumable); another key means the folder is out of date and is made anew.
+What a stage depends on is folded into a key: its configuration, the seed, and the manifests of the stages it reads. The
+same key means done (or, for a partial folder, resumable); another key means the folder is out of date and is made anew.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import importlib
 import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,7 +180,6 @@ class Pipeline:
         self.config = config
         self.folder = folder.resolve()
         self.progress = progress
-        self._keys: dict[str, str] = {}
 
     def run(self, names: Iterable[str] = STAGE_NAMES, *, force: bool = False) -> None:
         """Run the named stages in pipeline order; those already done with the same inputs are skipped.
@@ -191,31 +192,58 @@ class Pipeline:
             GliomaNasError: A stage met a mistake of the user's; folders of finished stages are left as they were.
         """
         require_writable(self.folder, free_bytes=MIN_FREE_BYTES)
-        write_text(self.folder / "config.yaml", self.config.to_yaml())
-        wanted = set(names)
-        for stage in STAGES:
-            if stage.name in wanted:
+        wanted = [stage for stage in STAGES if stage.name in set(names)]
+        with self._locked(), self.progress.task("stages", len(wanted)) as task:
+            write_text(self.folder / "config.yaml", self.config.to_yaml())
+            for stage in wanted:
                 self._run_stage(stage, force=force)
+                task.advance(1)
 
     def is_done(self, stage: Stage) -> bool:
         """Tell whether the stage's folder is complete and made from the present inputs."""
         manifest = self.folder / stage.name / MANIFEST
+        if not all(self.is_done(_stage(name)) for name in stage.needs):
+            return False
         return manifest.is_file() and read_json(manifest).get("key") == self.key(stage)
 
     def key(self, stage: Stage) -> str:
-        """Return the hash of everything the stage depends on; 64 hexadecimal digits."""
-        if stage.name not in self._keys:
-            dump = self.config.model_dump(mode="json")
-            content = {
-                "stage": stage.name,
-                "seed": self.config.seed,
-                "plugins": {str(path): sha256_file(path) for path in self.config.plugins if path.is_file()},
-                "config": {section: _lookup(dump, section) for section in stage.sections},
-                "fingerprint": stage.fingerprint(self.config),
-                "needs": {name: self.key(_stage(name)) for name in stage.needs},
-            }
-            self._keys[stage.name] = sha256_text(canonical_json(content))
-        return self._keys[stage.name]
+        """Return the hash of everything the stage depends on; 64 hexadecimal digits.
+
+        Its inputs count by their manifests, so a stage that was run again, even with the same configuration, makes the
+        later ones out of date: measured latencies, for example, are never the same twice.
+
+        Raises:
+            StorageError: A stage it reads is not there.
+        """
+        dump = self.config.model_dump(mode="json")
+        content = {
+            "stage": stage.name,
+            "seed": self.config.seed,
+            "plugins": {str(path): sha256_file(path) for path in self.config.plugins if path.is_file()},
+            "config": {section: _lookup(dump, section) for section in stage.sections},
+            "fingerprint": stage.fingerprint(self.config),
+            "needs": self._input_hashes(stage),
+        }
+        return sha256_text(canonical_json(content))
+
+    def _input_hashes(self, stage: Stage) -> dict[str, str]:
+        manifests = {name: self.folder / name / MANIFEST for name in stage.needs}
+        for name, path in manifests.items():
+            if not path.is_file():
+                raise StorageError(f"{path}: no such file; run the stage '{name}' first")
+        return {name: sha256_file(path) for name, path in manifests.items()}
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep a second run out of the folder; the system lifts the lock when the process ends, however it ends."""
+        with (self.folder / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as err:
+                raise StorageError(
+                    f"{self.folder}: another run is at work in this folder; wait or choose --out"
+                ) from err
+            yield
 
     def _run_stage(self, stage: Stage, *, force: bool) -> None:
         if not force and self.is_done(stage):
@@ -230,6 +258,9 @@ class Pipeline:
         require_writable(self.folder, free_bytes=MIN_FREE_BYTES)
         partial = self.folder / f".{stage.name}.partial"
         self._open_partial(partial, self.key(stage), force=force)
+        if (partial / MANIFEST).is_file():  # cut off between the last write and the rename
+            self._publish(stage, partial)
+            return
         self.progress.note(f"{stage.name}: {stage.summary}")
         started = time.time()
         module = importlib.import_module(stage.module)
@@ -245,19 +276,22 @@ class Pipeline:
         write_json(key_file, {"key": key})
 
     def _finish(self, stage: Stage, partial: Path, results: dict[str, Any], *, wall_s: float) -> None:
-        (partial / _KEY_FILE).unlink()
         write_json(
             partial / MANIFEST,
             {
                 "stage": stage.name,
                 "key": self.key(stage),
                 "seed": self.config.seed,
-                "inputs": {name: self.key(_stage(name)) for name in stage.needs},
+                "inputs": self._input_hashes(stage),
                 "versions": versions(),
                 "wall_s": round(wall_s, 3),
                 "results": results,
             },
         )
+        self._publish(stage, partial)
+        _logger.info("%s done in %.1f s", stage.name, wall_s)
+
+    def _publish(self, stage: Stage, partial: Path) -> None:
         final = self.folder / stage.name
         outdated = self.folder / f".{stage.name}.outdated"
         if outdated.exists():
@@ -267,7 +301,7 @@ class Pipeline:
         partial.rename(final)
         if outdated.exists():
             shutil.rmtree(outdated)
-        _logger.info("%s done in %.1f s", stage.name, wall_s)
+        (final / _KEY_FILE).unlink()
 
 
 def results_of(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -102,6 +104,39 @@ def test_changed_sheet_makes_preprocessing_out_of_date(config: RunConfig, tmp_pa
     with config.cohort.sheet.open("a") as sheet:
         sheet.write("\n")
     assert not Pipeline(config, tmp_path / "run", Silent()).is_done(STAGES[0])
+
+
+def test_input_that_was_made_again_makes_later_stages_out_of_date(config: RunConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, tmp_path / "run", Silent())
+    pipeline.run(["preprocess"])
+    search = next(stage for stage in STAGES if stage.name == "search")
+    manifest = tmp_path / "run" / "latency" / MANIFEST
+    manifest.parent.mkdir()
+    manifest.write_text('{"key": "first"}')
+    before = pipeline.key(search)
+    assert pipeline.key(search) == before
+    manifest.write_text('{"key": "second"}')
+    assert pipeline.key(search) != before
+
+
+def test_second_run_in_one_folder_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="another run is at work in this folder"):
+            Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+
+
+def test_stage_cut_off_before_its_rename_is_published_without_running_again(config: RunConfig, tmp_path: Path) -> None:
+    pipeline = Pipeline(config, tmp_path / "run", Silent())
+    pipeline.run(["preprocess"])
+    final, partial = tmp_path / "run" / "preprocess", tmp_path / "run" / ".preprocess.partial"
+    final.rename(partial)
+    (partial / "key.json").write_text(json.dumps({"key": pipeline.key(STAGES[0])}))
+    made = (partial / MANIFEST).stat().st_mtime_ns
+    pipeline.run(["preprocess"])
+    assert (final / MANIFEST).stat().st_mtime_ns == made
+    assert not partial.exists()
 
 
 def test_stage_without_its_input_says_what_to_run(config: RunConfig, tmp_path: Path) -> None:
