@@ -139,10 +139,11 @@ class SegmentationModule(LightningModule):
             model: Network in evaluation mode; gives logits (N, K, H, W).
             batches: As the loaders of this evaluator yield them.
         """
+        device = next(model.parameters()).device
         overlap: dict[str, int] = {}
         total: dict[str, int] = {}
         for batch in batches:
-            predicted = model(batch["image"]).argmax(1) > 0
+            predicted = model(batch["image"].to(device)).argmax(1).cpu() > 0
             truth = batch["mask"] > 0
             for row, case in enumerate(batch["case"]):
                 overlap[case] = overlap.get(case, 0) + int((predicted[row] & truth[row]).sum())
@@ -258,6 +259,12 @@ class SegmentationEvaluator(Lightning):
             )
             return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=len(sampler) > batch_size)
 
+        # Scores are taken on every slice once, as it is, so that they do not depend on any draw.
+        self.scoring_loader = None
+        if validation:
+            plain = SliceDataset(validation, tuple(sequences), augment=False, seed=self.seed)
+            self.scoring_loader = DataLoader(plain, batch_size=batch_size)
+
         module = SegmentationModule(
             loss=loss,
             auxiliary_weight=auxiliary_weight,
@@ -296,9 +303,9 @@ class SegmentationEvaluator(Lightning):
         with interruptible(), isolated_torch_rng(self.seed, "fit"):
             # No validation loop inside the training: the score is taken once, at the end.
             self.trainer.fit(self.module, self.train_dataloaders, **self.fit_kwargs)
-        if self.val_dataloaders is None:
+        if self.scoring_loader is None:
             return None
-        dice = float(self.module.score(model.eval(), self.val_dataloaders))
+        dice = float(self.module.score(model.eval(), self.scoring_loader))
         if nni.get_current_parameter() is not None:
             nni.report_final_result({"default": dice, "dice": dice})
         return dice

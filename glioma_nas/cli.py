@@ -11,6 +11,8 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +22,7 @@ import typer
 from glioma_nas import __version__
 from glioma_nas.errors import ConfigError, GliomaNasError, did_you_mean
 from glioma_nas.pipeline import STAGE_NAMES, STAGES
+from glioma_nas.progress import Progress
 
 app = typer.Typer(
     name="glioma-nas",
@@ -34,7 +37,7 @@ app.add_typer(cohort_app, name="cohort")
 # Newer releases of typer carry their own copy of click, older ones import it; this is the class either raises.
 _USAGE_ERROR: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
-_options: dict[str, Any] = {"debug": False, "plain": False}
+_options: dict[str, Any] = {"debug": False, "plain": False, "verbose": False}
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration", show_default=False)]
 OutOption = Annotated[
@@ -56,14 +59,11 @@ def _root(
     plain: Annotated[bool, typer.Option("--plain", help="plain progress lines even on a terminal")] = False,
 ) -> None:
     """Search, distil and export fast glioma segmentation networks, and predict IDH and Ki67 from their masks."""
-    _options.update(debug=debug, plain=plain)
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    _options.update(debug=debug, plain=plain, verbose=verbose)
     if not verbose:
-        _quieten_libraries()
+        # Advice of these libraries to their direct users; what concerns ours is raised as an error of our own.
+        for library in _CHATTY_LIBRARIES:
+            warnings.filterwarnings("ignore", module=rf"{library}(\..*)?$")
     if version:
         typer.echo(f"glioma-nas {__version__}")
         raise typer.Exit
@@ -80,14 +80,13 @@ def demo(
     import yaml
 
     from glioma_nas.config import load_config
-    from glioma_nas.console import make_progress
     from glioma_nas.files import require_writable, write_text
     from glioma_nas.pipeline import MIN_FREE_BYTES
     from glioma_nas.synthetic_cohort import write_synthetic_cohort
 
     require_writable(out, free_bytes=MIN_FREE_BYTES)
-    progress = make_progress(force_plain=_options["plain"])
-    sheet = write_synthetic_cohort(out / "cohort", patients, seed, progress=progress)
+    with _shown_progress() as progress:
+        sheet = write_synthetic_cohort(out / "cohort", patients, seed, progress=progress)
     preset = yaml.safe_load(resources.files("glioma_nas").joinpath("demo.yaml").read_text(encoding="utf-8"))
     preset["seed"] = seed
     preset["cohort"]["sheet"] = str(sheet.resolve())
@@ -132,13 +131,13 @@ def cohort_synth(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
     """Write a synthetic glioma cohort: NIfTI files and a sheet."""
-    from glioma_nas.console import make_progress
     from glioma_nas.files import require_writable
     from glioma_nas.synthetic_cohort import write_synthetic_cohort
 
     require_writable(out)
-    progress = make_progress(force_plain=_options["plain"])
-    typer.echo(write_synthetic_cohort(out, patients, seed, progress=progress))
+    with _shown_progress() as progress:
+        sheet = write_synthetic_cohort(out, patients, seed, progress=progress)
+    typer.echo(sheet)
 
 
 @app.command("list")
@@ -208,12 +207,12 @@ def main() -> None:
 
 
 def _run_stages(config: Any, folder: Path, names: tuple[str, ...], *, force: bool) -> None:
-    from glioma_nas.console import make_progress
     from glioma_nas.pipeline import Pipeline
 
     _load_plugins(config.plugins)
     try:
-        Pipeline(config, folder, make_progress(force_plain=_options["plain"])).run(names, force=force)
+        with _shown_progress() as progress:
+            Pipeline(config, folder, progress).run(names, force=force)
     except KeyboardInterrupt:
         # Here and not in `main`, because typer ends the process itself when an interrupt reaches it.
         _complain("interrupted; run the same command again to continue")
@@ -245,6 +244,37 @@ def _complain(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+_CHATTY_LIBRARIES = (
+    "pytorch_lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "nni",
+    "torch",
+    "monai",
+    "nilearn",
+    "sklearn",
+)
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Progress]:
+    """Show progress, and log records above it rather than across it."""
+    from glioma_nas.console import LogHandler, make_progress
+
+    progress = make_progress(force_plain=_options["plain"])
+    handler = LogHandler(progress)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    if not _options["verbose"]:
+        handler.addFilter(_OwnRecords())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if _options["verbose"] else logging.WARNING)
+    try:
+        yield progress
+    finally:
+        root.removeHandler(handler)
+
+
 class _OwnRecords(logging.Filter):
     """Let through our own records, and other libraries' errors.
 
@@ -254,21 +284,3 @@ class _OwnRecords(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         library = record.name.split(".")[0]
         return library == "glioma_nas" or (record.levelno >= logging.ERROR and library != "nni")
-
-
-def _quieten_libraries() -> None:
-    # On the handler, because some libraries set their loggers' levels anew when they are imported.
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_OwnRecords())
-    # Advice of these libraries to their direct users; what concerns ours is raised as an error of our own.
-    for module in (
-        "pytorch_lightning",
-        "lightning_fabric",
-        "lightning_utilities",
-        "nni",
-        "torch",
-        "monai",
-        "nilearn",
-        "sklearn",
-    ):
-        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -62,7 +62,9 @@ class FoldsConfig(Section):
     """Patient-level cross-validation."""
 
     n_folds: int = Field(5, ge=2)
-    stratify_by: tuple[str, ...] = Field(("idh",), description="label columns kept balanced over the folds where known")
+    stratify_by: tuple[str, ...] | None = Field(
+        None, description="label columns kept balanced over the folds where known; none: the markers' columns"
+    )
 
 
 class LatencyConfig(Section):
@@ -114,7 +116,7 @@ class TrainConfig(Section):
 class ExportConfig(Section):
     """Write the student as an ONNX file and prove that it computes the same."""
 
-    opset: int = Field(17, ge=13)
+    opset: int = Field(17, ge=13, le=20, description="ONNX operator set; what the exporter can write")
     max_abs_logit_difference: float = Field(1e-3, gt=0)
     min_mask_dice: float = Field(0.999, gt=0, le=1)
     parity_slices: int = Field(16, ge=1, description="real slices the engines are compared on")
@@ -140,7 +142,9 @@ class MarkerConfig(Section):
 class ClassifyConfig(Section):
     """Predict molecular markers from images, out-of-fold masks, age and sex."""
 
-    markers: dict[str, MarkerConfig] = Field(default_factory=dict)
+    markers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")], MarkerConfig] = Field(
+        default_factory=dict, description="by name, which becomes a folder: letters, digits and underscores"
+    )
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
@@ -187,6 +191,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         text = path.read_text(encoding="utf-8")
     except OSError as err:
         raise ConfigError(f"{path}: {err.strerror or err}; give the path of a YAML configuration") from err
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {err.start}); save it as UTF-8") from err
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as err:

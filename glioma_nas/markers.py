@@ -19,11 +19,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from glioma_nas.cohort import UNKNOWN_VALUES
 from glioma_nas.config import MarkerConfig
 from glioma_nas.errors import CohortError, ImageError, LabelError, LeakageError, did_you_mean
-
-UNKNOWN_VALUES = frozenset({"", "unknown", "na", "n/a", "nan", "none", "not tested", "not available", "indeterminate"})
-"""Cell contents, lower case, that mean that the marker of a case is not known; such cases are left out and counted."""
 
 MIDDLE_AGE_YEARS = 50.0
 

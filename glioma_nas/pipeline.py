@@ -19,10 +19,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from glioma_nas import __version__
+from glioma_nas.component_checks import check_components
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import GliomaNasError, StorageError
 from glioma_nas.files import (
@@ -39,8 +41,10 @@ from glioma_nas.progress import Progress
 _logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+CONFIG_FILE = "config.yaml"
 _KEY_FILE = "key.json"
 MIN_FREE_BYTES = 200_000_000
+_FOLDERS = ("search_spaces", "strategies", "evaluators", "plugins")
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,15 @@ def _cohort_fingerprint(config: RunConfig) -> dict[str, Any]:
     """
     sheet = config.cohort.sheet
     scans: dict[str, list[int]] = {}
-    if sheet.is_file():
-        with sheet.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
-            for cell in {cell for row in csv.reader(handle) for cell in row if cell.endswith((".nii", ".nii.gz"))}:
-                path = sheet.parent / cell
-                if path.is_file():
-                    scans[cell] = [path.stat().st_size, path.stat().st_mtime_ns]
+    try:
+        with sheet.open(encoding="utf-8-sig", newline="") as handle:
+            cells = {cell.strip() for row in csv.reader(handle) for cell in row}
+    except (OSError, UnicodeDecodeError, csv.Error):
+        cells = set()  # the stage itself reads the sheet and says what is wrong with it
+    for cell in sorted(cells):
+        if cell.lower().endswith((".nii", ".nii.gz")) and (sheet.parent / cell).is_file():
+            status = (sheet.parent / cell).stat()
+            scans[cell] = [status.st_size, status.st_mtime_ns]
     markers = {
         name: marker.model_dump(mode="json", include={"column", "positive", "threshold", "sequences"})
         for name, marker in config.classify.markers.items()
@@ -193,10 +200,12 @@ class Pipeline:
         """
         require_writable(self.folder, free_bytes=MIN_FREE_BYTES)
         wanted = [stage for stage in STAGES if stage.name in set(names)]
+        check_components(self.config, [stage.name for stage in wanted])
         with self._locked(), self.progress.task("stages", len(wanted)) as task:
-            write_text(self.folder / "config.yaml", self.config.to_yaml())
             for stage in wanted:
                 self._run_stage(stage, force=force)
+                # After the stage, so that a run that fails leaves the configuration of the results that are there.
+                write_text(self.folder / CONFIG_FILE, self.config.to_yaml())
                 task.advance(1)
 
     def is_done(self, stage: Stage) -> bool:
@@ -206,8 +215,11 @@ class Pipeline:
             return False
         return manifest.is_file() and read_json(manifest).get("key") == self.key(stage)
 
-    def key(self, stage: Stage) -> str:
+    def key(self, stage: Stage, *, resuming: bool = False) -> str:
         """Return the hash of everything the stage depends on; 64 hexadecimal digits.
+
+        For ``resuming`` a half-done folder the scans are left out: the stage checks each case by itself, and a repaired
+        file must not throw away the cases that were done.
 
         Its inputs count by their manifests, so a stage that was run again, even with the same configuration, makes the
         later ones out of date: measured latencies, for example, are never the same twice.
@@ -216,12 +228,15 @@ class Pipeline:
             StorageError: A stage it reads is not there.
         """
         dump = self.config.model_dump(mode="json")
+        fingerprint = stage.fingerprint(self.config)
+        if resuming and fingerprint is not None:
+            fingerprint = {name: value for name, value in fingerprint.items() if name != "scans"}
         content = {
             "stage": stage.name,
             "seed": self.config.seed,
             "plugins": {str(path): sha256_file(path) for path in self.config.plugins if path.is_file()},
             "config": {section: _lookup(dump, section) for section in stage.sections},
-            "fingerprint": stage.fingerprint(self.config),
+            "fingerprint": fingerprint,
             "needs": self._input_hashes(stage),
         }
         return sha256_text(canonical_json(content))
@@ -257,16 +272,18 @@ class Pipeline:
                 )
         require_writable(self.folder, free_bytes=MIN_FREE_BYTES)
         partial = self.folder / f".{stage.name}.partial"
-        self._open_partial(partial, self.key(stage), force=force)
-        if (partial / MANIFEST).is_file():  # cut off between the last write and the rename
+        self._open_partial(partial, self.key(stage, resuming=True), force=force)
+        if (partial / MANIFEST).is_file() and read_json(partial / MANIFEST)["key"] == self.key(stage):
+            # Cut off between the last write and the rename.
             self._publish(stage, partial)
             return
         self.progress.note(f"{stage.name}: {stage.summary}")
         started = time.time()
         module = importlib.import_module(stage.module)
         context = StageContext(self.config, partial, {name: self.folder / name for name in stage.needs}, self.progress)
+        key = self.key(stage)
         results = module.run(context)
-        self._finish(stage, partial, results, wall_s=time.time() - started)
+        self._finish(stage, partial, results, key=key, wall_s=time.time() - started)
 
     def _open_partial(self, partial: Path, key: str, *, force: bool) -> None:
         key_file = partial / _KEY_FILE
@@ -275,12 +292,13 @@ class Pipeline:
         partial.mkdir(exist_ok=True)
         write_json(key_file, {"key": key})
 
-    def _finish(self, stage: Stage, partial: Path, results: dict[str, Any], *, wall_s: float) -> None:
+    def _finish(self, stage: Stage, partial: Path, results: dict[str, Any], *, key: str, wall_s: float) -> None:
+        write_text(partial / CONFIG_FILE, self.config.to_yaml())
         write_json(
             partial / MANIFEST,
             {
                 "stage": stage.name,
-                "key": self.key(stage),
+                "key": key,
                 "seed": self.config.seed,
                 "inputs": self._input_hashes(stage),
                 "versions": versions(),
@@ -319,7 +337,7 @@ def versions() -> dict[str, str]:
     """Return the versions that can change a result: Python, this package and the libraries that compute."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version(), "glioma_nas": __version__}
+    found = {"python": platform.python_version(), "glioma_nas": __version__, "source": source_hash()}
     for name in (
         "torch",
         "nni",
@@ -337,6 +355,19 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+@cache
+def source_hash() -> str:
+    """Return a hash of this package's own code, 12 hexadecimal digits: between releases the version says too little."""
+    import glioma_nas
+
+    digest = ""
+    for root in glioma_nas.__path__:
+        folders = [Path(root)] if (Path(root) / "pipeline.py").is_file() else [Path(root) / name for name in _FOLDERS]
+        for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+            digest = sha256_text(f"{digest}{path.name}{sha256_file(path)}")
+    return digest[:12]
 
 
 def _stage(name: str) -> Stage:

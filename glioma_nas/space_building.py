@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from glioma_nas import registry
 from glioma_nas.config import RunConfig
-from glioma_nas.errors import ConfigError
+from glioma_nas.errors import ConfigError, did_you_mean
 
 N_CLASSES = 2
 """Classes of the segmentation: background and tumour."""
@@ -47,6 +48,33 @@ def build_space(config: RunConfig) -> Any:  # an NNI ModelSpace; NNI's classes a
     )
 
 
+def build_strategy(config: RunConfig, *, profiler: Any, seed: int) -> Any:  # an NNI Strategy, likewise untyped
+    """Build the strategy named by ``search.strategy``.
+
+    Args:
+        config: The run's configuration.
+        profiler: Latency profiler of the space; none only with ``search.latency_weight`` 0.
+        seed: Seed of the search.
+
+    Raises:
+        UnknownNameError: No strategy has that name.
+        ConfigError: It does not take an option of ``search.strategy_options``, or another key decides it.
+    """
+    search = config.search
+    decided = {"latency_weight": search.latency_weight, "pretrain_epochs": search.pretrain_epochs, "seed": seed}
+    for name in (*decided, "profiler"):
+        if name in search.strategy_options:
+            where = {"seed": "the key 'seed'", "profiler": "the latency stage"}.get(name, f"search.{name}")
+            raise ConfigError(f"search.strategy_options.{name} is decided by {where}; remove it")
+    return construct(
+        registry.strategies.get(search.strategy),
+        search.strategy_options,
+        where=f"search.strategy_options of '{search.strategy}'",
+        profiler=profiler,
+        **decided,
+    )
+
+
 def construct(factory: Any, options: dict[str, Any], *, where: str, **fixed: Any) -> Any:
     """Call a registered component with options a user wrote.
 
@@ -66,6 +94,14 @@ def construct(factory: Any, options: dict[str, Any], *, where: str, **fixed: Any
         culprit = next((name for name in options if f"unexpected keyword argument '{name}'" in str(err)), None)
         if culprit is None:
             raise
-        raise ConfigError(
-            f"{where}: unknown option '{culprit}'; see `glioma-nas list` for the component's options"
-        ) from err
+        allowed = _options_of(factory) - set(fixed)
+        hint = did_you_mean(culprit, allowed) if allowed else "the component does not say which it has."
+        raise ConfigError(f"{where}: unknown option '{culprit}': {hint}") from err
+
+
+def _options_of(factory: Any) -> set[str]:
+    """Return the names of a component's keyword arguments, through the wrappers NNI puts round constructors."""
+    initialiser = getattr(factory, "_init_wrapped", factory)
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(initialiser).parameters.values()
+    return {item.name for item in parameters if item.kind in kinds and item.name != "self"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from nni.nas.evaluator.pytorch import Trainer
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
-from glioma_nas.errors import ConfigError, DivergedError
+from glioma_nas.errors import ConfigError, DivergedError, StorageError
 from glioma_nas.files import atomic_path, write_text
 from glioma_nas.progress import Progress, Silent
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
@@ -104,14 +105,14 @@ class EpochProgress(Callback):
         self._context = self._progress.task(self._label, int(trainer.max_epochs or 0) * batches)
         self._task = self._context.__enter__()
         if done:
-            self._task.advance(done, epoch=float(trainer.current_epoch))
+            self._task.advance(done, epoch=trainer.current_epoch)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """See Lightning."""
         loss = getattr(pl_module, "latest_loss", math.nan)
-        self._task.advance(1, epoch=float(trainer.current_epoch + 1), loss=float(loss))
+        self._task.advance(1, epoch=trainer.current_epoch + 1, loss=float(loss))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """See Lightning; also called when training raises."""
@@ -176,7 +177,7 @@ def make_trainer(
     """
     folder.mkdir(parents=True, exist_ok=True)
     progress = progress or Silent()
-    accelerator, devices = _accelerator(device)
+    accelerator, devices = resolve_device(device)
     return Trainer(
         max_epochs=epochs,
         accelerator=accelerator,
@@ -199,9 +200,18 @@ def make_trainer(
 
 
 def resume_arguments(folder: Path) -> dict[str, Any]:
-    """Return the keyword arguments of ``Trainer.fit`` that continue from ``folder``, if it holds a checkpoint."""
+    """Return the keyword arguments of ``Trainer.fit`` that continue from ``folder``, if it holds a checkpoint.
+
+    Raises:
+        StorageError: The checkpoint is damaged.
+    """
     checkpoint = folder / LAST_CHECKPOINT
-    return {"ckpt_path": str(checkpoint), "weights_only": True} if checkpoint.is_file() else {}
+    if not checkpoint.is_file():
+        return {}
+    # A checkpoint is a zip archive, whose directory stands at its end: one that was cut short is not a zip file.
+    if not zipfile.is_zipfile(checkpoint):
+        raise StorageError(f"{checkpoint}: damaged checkpoint; delete it to start this training again")
+    return {"ckpt_path": str(checkpoint), "weights_only": True}
 
 
 def fit(
@@ -268,7 +278,12 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _accelerator(device: str) -> tuple[str, Any]:
+def resolve_device(device: str) -> tuple[str, Any]:
+    """Return Lightning's (accelerator, devices) for ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigError: Another word, or a device that is not there.
+    """
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return "cpu", 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +68,36 @@ def warn_about_equal_exponents(exponents: tuple[float, float], target_latency_ms
         )
 
 
+def finetune(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    loss: Callable[[Any, Tensor], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+) -> None:
+    """Train a decoded network for a few steps with SGD (momentum 0.9), its learning rate falling linearly to zero.
+
+    Args:
+        model: The network, with inherited weights; left in training mode.
+        batches: Batches with ``image`` and ``mask``; gone through again when they run out.
+        loss: Maps the network's outputs and the masks (N, H, W) to a scalar.
+        steps: Optimiser steps; 0 does nothing.
+        learning_rate: First learning rate.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
+    model.train()
+    endless = chain.from_iterable(repeat(batches))
+    for step, batch in enumerate(islice(endless, steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 - step / steps)
+        optimizer.zero_grad()
+        loss(model(batch["image"].to(device)), batch["mask"].to(device)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+
+
 @torch.no_grad()
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]], *, n_batches: int) -> None:
     """Replace the running statistics of every batch norm by their mean over ``n_batches`` batches.
@@ -77,6 +107,7 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]
     Reference:
         Yu & Huang, Universally Slimmable Networks, ICCV 2019, sec. 3.3.
     """
+    device = next(model.parameters(), torch.empty(0)).device
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [norm.momentum for norm in norms]
     for norm in norms:
@@ -84,7 +115,7 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]
         norm.momentum = None  # a plain mean over the batches instead of an exponential one
     model.train()
     for batch in islice(batches, n_batches):
-        model(batch["image"])
+        model(batch["image"].to(device))
     model.eval()
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum

@@ -50,13 +50,19 @@ class DecoupledLatency:
         self.coefficients = self._resolve(coefficients)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted sum of eq. 4-9 for an architecture's weights, a scalar in ms."""
+        """Return the weighted sum of eq. 4-9 for an architecture's weights, a scalar in ms on the CPU.
+
+        The costs lie on the CPU, where these few small sums are faster than on any GPU; gradient flows back across.
+        """
+        weights = {label: weight.cpu() for label, weight in weights.items()}
         terms = [self.coefficients[kind] * self.term(kind, weights) for kind in GROUPS if self._groups[kind]]
         return torch.stack(terms).sum()
 
     def expected(self, weights: Mapping[str, Tensor]) -> float:
         """Return the plain expectation over all kinds at once, in ms; what the history shows."""
-        return float(self._expectation({**self._constants, **weights}))
+        return float(
+            self._expectation({**self._constants, **{label: weight.cpu() for label, weight in weights.items()}})
+        )
 
     def term(self, kind: str, weights: Mapping[str, Tensor]) -> Tensor:
         """Return one term of eq. 4-9: the expectation over ``kind`` alone, a scalar in ms."""

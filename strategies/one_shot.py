@@ -16,13 +16,14 @@ from nni.nas.space import RawFormatModelSpace
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 
 from glioma_nas.architecture import Architecture
-from glioma_nas.errors import ConfigError
+from glioma_nas.errors import ConfigError, did_you_mean
 from glioma_nas.registry import strategies
 from glioma_nas.relaxation import RelaxationSlot, relaxation_hooks
 from glioma_nas.seeding import isolated_torch_rng
 from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
 from glioma_nas.strategies.candidate_scoring import (
     Candidate,
+    finetune,
     recalibrate_batch_norm,
     target_score,
     warn_about_equal_exponents,
@@ -34,6 +35,7 @@ from glioma_nas.training import interruptible
 BRANCHES_LABEL = "branches"
 """Label of the choice that is made last, by scoring every value's decoded network."""
 
+DECODINGS = ("joint", "viterbi", "fasterseg")
 WIDTH_RULES = ("max", "min", "random", "sampled")
 
 
@@ -53,6 +55,8 @@ class LatencyRegularisedSearch(OneShotStrategy):
         decode: Decoding of β, see the space's decoder.
         target_latency_ms: T of eq. 4-1.
         target_exponents: (a, b) of eq. 4-1.
+        finetune_steps: Optimiser steps on W's data for each decoded network before it is scored; the supernet's weights
+            served soft mixtures and suit no single network. 0 leaves them as they are.
         recalibration_batches: Batches for the batch norms of a decoded network before it is scored.
         seed: Seed of everything drawn.
     """
@@ -73,18 +77,30 @@ class LatencyRegularisedSearch(OneShotStrategy):
         decode: str = "joint",
         target_latency_ms: float | None = None,
         target_exponents: tuple[float, float] = (-0.07, -0.07),
+        finetune_steps: int = 100,
         recalibration_batches: int = 8,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if profiler is None and latency_weight > 0:
             raise ConfigError("latency_weight > 0 needs a profiler; build a latency table or set latency_weight: 0")
-        if target_latency_ms is None and target_exponents[0] != target_exponents[1]:
+        below, above = _two_numbers("target_exponents", target_exponents)
+        if target_latency_ms is None and below != above:
             raise ConfigError("unequal target_exponents need target_latency_ms")
+        for name, value in (
+            ("latency_weight", latency_weight),
+            ("architecture_learning_rate", architecture_learning_rate),
+            ("gradient_clip", gradient_clip),
+            ("finetune_steps", finetune_steps),
+            ("recalibration_batches", recalibration_batches),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ConfigError(f"{name} is {value!r}; give a number of at least 0")
+        if decode not in DECODINGS:
+            raise ConfigError(f"unknown decoding '{decode}': {did_you_mean(decode, DECODINGS)}")
         for rule in (*pretrain_widths, *search_widths):
             if rule not in WIDTH_RULES:
                 raise ConfigError(f"unknown width rule '{rule}'; allowed: {', '.join(WIDTH_RULES)}")
-        below, above = target_exponents
         warn_about_equal_exponents((below, above), target_latency_ms)
         self.relaxation_slot = RelaxationSlot()
         self.profiler = profiler
@@ -98,11 +114,13 @@ class LatencyRegularisedSearch(OneShotStrategy):
         self.decode = decode
         self.target_latency_ms = target_latency_ms
         self.target_exponents = (below, above)
+        self.finetune_steps = finetune_steps
         self.recalibration_batches = recalibration_batches
         self.seed = seed
         self.found: dict[str, Architecture] = {}
         self.candidates: dict[str, list[Candidate]] = {}
         self._loaders: dict[str, Any] = {}
+        self._evaluator: Any = None
 
     def default_mutation_hooks(self) -> list[Any]:
         """Return the hooks that relax layer and input choices; the space brings those for its layers."""
@@ -121,6 +139,11 @@ class LatencyRegularisedSearch(OneShotStrategy):
     def val_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
         """Return the loader the architecture trains on; the trainer never validates with it."""
         return self._loaders["val"]
+
+    def mutate_evaluator(self, evaluator: Any) -> Any:
+        """Wrap the evaluator's training, and remember the evaluator for scoring; called by NNI."""
+        self._evaluator = evaluator
+        return super().mutate_evaluator(evaluator)
 
     def configure_oneshot_module(self, training_module: Any) -> SupernetSearch:
         """Build the searching module; called by NNI once the space is a supernet."""
@@ -162,9 +185,12 @@ class LatencyRegularisedSearch(OneShotStrategy):
             yield self.model_space.freeze(architecture.sample())
 
     def _run(self) -> None:
-        with interruptible(), isolated_torch_rng(self.seed, "search"):
-            super()._run()
-            self._choose()
+        with interruptible():
+            with isolated_torch_rng(self.seed, "search"):
+                super()._run()
+            # A stream of its own: what is chosen must not depend on whether the training above was resumed.
+            with isolated_torch_rng(self.seed, "choose"):
+                self._choose()
 
     def _choose(self) -> None:
         """Decode every branch set of every architecture, score it with inherited weights, keep the best of each."""
@@ -186,9 +212,17 @@ class LatencyRegularisedSearch(OneShotStrategy):
             self.found[name] = max(scored, key=lambda item: item[0].target)[1]
 
     def _score(self, space: Any, module: Any, name: str, branches: str | None, architecture: Architecture) -> Candidate:
-        network = space.derive(architecture, inherit=name)
-        recalibrate_batch_norm(network, self._loaders["train"], n_batches=self.recalibration_batches)
-        accuracy = module.training_module.score(network.eval(), self._loaders["val"])
+        device = self._evaluator.trainer.strategy.root_device
+        network = space.derive(architecture, inherit=name).to(device)
+        batches = self._loaders["train"]
+        # The draws of an epoch that the search never reached, whether or not it was resumed.
+        if hasattr(batches.sampler, "set_epoch"):
+            batches.sampler.set_epoch(self._evaluator.trainer.max_epochs)
+        training = module.training_module
+        finetune(network, batches, training.loss, steps=int(self.finetune_steps), learning_rate=training.learning_rate)
+        recalibrate_batch_norm(network, batches, n_batches=int(self.recalibration_batches))
+        scoring = getattr(self._evaluator, "scoring_loader", None) or self._loaders["val"]
+        accuracy = training.score(network.eval(), scoring)
         latency_ms = None if self.profiler is None else float(self.profiler.profile(architecture.sample()))
         # The teacher is free to be slow: accuracy alone ranks it.
         priced = latency_ms if self._searches_latency(name) else None
@@ -241,3 +275,12 @@ def _argmax_choice(space: Any, label: str, weight: Any) -> Any:
     mutable = space.simplify()[label]
     value = list(mutable.values)[int(weight.argmax())]
     return [value] if type(mutable).__name__ == "CategoricalMultiple" else value
+
+
+def _two_numbers(name: str, value: Any) -> tuple[float, float]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ConfigError(f"{name} is {value!r}; give two numbers")
+    first, second = value
+    if not all(isinstance(item, int | float) for item in value):
+        raise ConfigError(f"{name} is {value!r}; give two numbers")
+    return float(first), float(second)

@@ -1,4 +1,4 @@
-"""Install the built wheel into an empty environment and use it from an empty folder. Run by `make wheel`.
+"""Install the built wheel into an empty environment and run its command from an empty folder. Run by `make wheel`.
 
 The environment sees the libraries of the one that runs this script, but not its editable install.
 """
@@ -34,13 +34,9 @@ def main(folder: Path) -> None:
         empty = Path(name)
         venv.create(empty / "env", with_pip=False, symlinks=True)
         python = empty / "env" / "bin" / "python"
-        site = subprocess.run(
-            [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        zipfile.ZipFile(wheel).extractall(site)
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+        subprocess.run([*pip, str(wheel)], check=True)
+        site = str(next((empty / "env").rglob("site-packages")))
         # Libraries come from here; a .pth file of an editable install lies there too, but only `site` processes those.
         libraries = next(path for path in sys.path if path.endswith("site-packages"))
         environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{libraries}", "NO_COLOR": "1"}
@@ -49,7 +45,7 @@ def main(folder: Path) -> None:
             (work / own).mkdir(parents=True)
             (work / own / "__init__.py").write_text("raise RuntimeError('the user\\'s own package was imported')\n")
         done = subprocess.run(
-            [str(python), "-m", "glioma_nas", "list"],
+            [str(python.with_name("glioma-nas")), "list"],
             cwd=work,
             env=environment,
             capture_output=True,

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from glioma_nas.strategies.candidate_scoring import recalibrate_batch_norm, target_score, warn_about_equal_exponents
+from glioma_nas.strategies.candidate_scoring import (
+    finetune,
+    recalibrate_batch_norm,
+    target_score,
+    warn_about_equal_exponents,
+)
 
 
 def test_target_score_equals_mnasnet_formula() -> None:
@@ -37,6 +42,24 @@ def test_equal_exponents_with_a_target_are_warned_about(caplog: pytest.LogCaptur
 
 def test_accuracy_alone_counts_without_latency() -> None:
     assert target_score(0.7, None, target_latency_ms=None, exponents=(-0.07, -0.07)) == 0.7
+
+
+def test_finetuning_lowers_the_loss_and_repeats_short_data() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(1, 2, 1)
+    image = torch.tensor([[[[1.0, -1.0]]]])
+    batches = [{"image": image, "mask": torch.tensor([[[1, 0]]])}]
+    loss = nn.functional.cross_entropy
+    before = float(loss(model(image), batches[0]["mask"]))
+    finetune(model, batches, loss, steps=20, learning_rate=0.5)
+    assert float(loss(model(image), batches[0]["mask"])) < 0.5 * before
+
+
+def test_no_finetuning_leaves_the_weights() -> None:
+    model = nn.Conv2d(1, 2, 1)
+    before = model.weight.detach().clone()
+    finetune(model, [], nn.functional.cross_entropy, steps=0, learning_rate=0.5)
+    assert torch.equal(model.weight, before)
 
 
 def test_recalibrated_statistics_are_the_mean_over_the_batches() -> None:

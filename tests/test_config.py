@@ -64,6 +64,21 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.yaml")
 
 
+def test_file_of_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
+        load_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", ".hidden", ""])
+def test_marker_name_cannot_leave_the_run_folder(tmp_path: Path, name: str) -> None:
+    path = write(
+        tmp_path, f"cohort: {{sheet: c.csv}}\nclassify: {{markers: {{'{name}': {{column: idh, positive: m}}}}}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"classify\.markers"):
+        load_config(path)
+
+
 def test_yaml_cannot_construct_objects(tmp_path: Path) -> None:
     marker = tmp_path / "owned"
     path = write(tmp_path, f"cohort: !!python/object/apply:os.system ['touch {marker}']\n")

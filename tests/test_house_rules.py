@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -84,11 +85,12 @@ def test_only_the_console_and_the_command_line_print() -> None:
 
 def test_nothing_unpickles_or_evaluates_or_downloads() -> None:
     forbidden = re.compile(
-        r"\bpickle\b|yaml\.load\(|allow_pickle=True|weights_only=False|\beval\(|\bexec\(|torch\.hub|urlopen|requests\.get|shell=True"
+        r"\bpickle\b|yaml\.load\(|allow_pickle=True|weights_only=False|(?<![.\w])eval\(|(?<![.\w])exec\("
+        r"|torch\.hub|urlopen|requests\.get|shell=True"
     )
     for path in sources("glioma_nas", *FOLDERS):
         code = "\n".join(line.split("#")[0] for line in path.read_text().splitlines())
-        found = [match.group() for match in forbidden.finditer(code) if f".{match.group()}" not in code]
+        found = [match.group() for match in forbidden.finditer(code)]
         assert not found, f"{path}: {found}"
 
 
@@ -116,5 +118,8 @@ def test_no_module_is_named_after_a_library() -> None:
             assert path.stem not in libraries | sys.stdlib_module_names, path
 
 
-def test_local_data_never_enters_the_repository() -> None:
-    assert not [path for path in ROOT.rglob("*.nii*") if ".venv" not in str(path) and "runs" not in path.parts]
+def test_scans_and_weights_never_enter_the_repository() -> None:
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    assert not re.findall(r".*\.(?:nii|nii\.gz|dcm|npy|npz|ckpt|pt|pth|safetensors|onnx)$", done.stdout, re.MULTILINE)

@@ -56,6 +56,7 @@ def make_co_search(space: NASBraNet, **options: Any) -> CoSearch:
         "pretrain_epochs": 1,
         "pretrain_widths": ("max", "min"),
         "search_widths": ("min", "sampled"),
+        "finetune_steps": 2,
         "recalibration_batches": 1,
         "architecture_learning_rate": 0.05,
         "seed": 2,
@@ -128,14 +129,38 @@ def test_interrupted_and_resumed_search_equals_an_uninterrupted_one(
 
 
 @pytest.mark.slow
+def test_search_cut_off_while_candidates_are_scored_gives_the_same_scores(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_space = make_space()
+    whole = make_co_search(whole_space)
+    explore(whole_space, make_evaluator(prepared, tmp_path / "whole"), whole)
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise _PowerCut
+
+    cut_space = make_space()
+    with monkeypatch.context() as patched:
+        patched.setattr(CoSearch, "_score", fail)
+        with pytest.raises(_PowerCut):
+            explore(cut_space, make_evaluator(prepared, tmp_path / "cut"), make_co_search(cut_space))
+    resumed_space = make_space()
+    resumed = make_co_search(resumed_space)
+    explore(resumed_space, make_evaluator(prepared, tmp_path / "cut"), resumed)
+    assert resumed.candidates == whole.candidates
+    assert resumed.found == whole.found
+
+
+@pytest.mark.slow
 def test_architecture_parameters_rest_while_pretraining_and_move_while_searching(
     prepared: Path, tmp_path: Path
 ) -> None:
     def movement(pretrain_epochs: int, folder: str) -> float:
         space = make_space()
         strategy = make_co_search(space, pretrain_epochs=pretrain_epochs)
+        before = nni.get_current_parameter()
         explore(space, make_evaluator(prepared, tmp_path / folder, epochs=1), strategy)
-        assert nni.get_current_parameter() is None  # nothing left that a later evaluation could report to
+        assert nni.get_current_parameter() is before  # nothing left that a later evaluation could report to
         student = strategy.oneshot_module.architectures["student"]
         return max(float(logits.detach().abs().max()) for logits in student.logits.values())
 
@@ -154,6 +179,7 @@ def test_latency_darts_with_a_heavy_latency_weight_finds_faster_networks(prepare
             latency_coefficients=(1.0, 1.0, 1.0),
             pretrain_epochs=0,
             search_widths=("min", "sampled"),
+            finetune_steps=0,
             architecture_learning_rate=0.1,
             recalibration_batches=1,
             seed=3,
@@ -184,6 +210,20 @@ def test_latency_weight_without_a_profiler_is_refused() -> None:
 def test_unequal_exponents_without_a_target_are_refused() -> None:
     with pytest.raises(ConfigError, match="need target_latency_ms"):
         CoSearch(latency_weight=0, target_exponents=(0.0, -0.07))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_exponents": [1]}, r"target_exponents is \[1\]; give two numbers"),
+        ({"gradient_clip": "abc"}, "gradient_clip is 'abc'; give a number"),
+        ({"finetune_steps": -1}, "finetune_steps is -1; give a number of at least 0"),
+        ({"decode": "jont"}, r"unknown decoding 'jont': did you mean 'joint'\?"),
+    ],
+)
+def test_impossible_option_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CoSearch(latency_weight=0, **options)
 
 
 def test_unknown_width_rule_is_refused() -> None:

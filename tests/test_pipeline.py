@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from glioma_nas.config import RunConfig, load_config, parse_config
-from glioma_nas.errors import CohortError, StorageError
+from glioma_nas.errors import CohortError, GliomaNasError, StorageError
 from glioma_nas.files import read_json
 from glioma_nas.pipeline import MANIFEST, STAGES, Pipeline, results_of
 from glioma_nas.progress import Silent
@@ -30,7 +30,12 @@ TINY = {
     "latency": {"runs": 2, "warmup_runs": 1, "network_runs": 3},
     "search": {
         "space_options": {"preset": "tiny"},
-        "strategy_options": {"pretrain_widths": ["max"], "search_widths": ["sampled"], "recalibration_batches": 1},
+        "strategy_options": {
+            "pretrain_widths": ["max"],
+            "search_widths": ["sampled"],
+            "finetune_steps": 2,
+            "recalibration_batches": 1,
+        },
         "pretrain_epochs": 1,
         "search_epochs": 2,
         "steps_per_epoch": 2,
@@ -132,7 +137,7 @@ def test_stage_cut_off_before_its_rename_is_published_without_running_again(conf
     pipeline.run(["preprocess"])
     final, partial = tmp_path / "run" / "preprocess", tmp_path / "run" / ".preprocess.partial"
     final.rename(partial)
-    (partial / "key.json").write_text(json.dumps({"key": pipeline.key(STAGES[0])}))
+    (partial / "key.json").write_text(json.dumps({"key": pipeline.key(STAGES[0], resuming=True)}))
     made = (partial / MANIFEST).stat().st_mtime_ns
     pipeline.run(["preprocess"])
     assert (final / MANIFEST).stat().st_mtime_ns == made
@@ -150,9 +155,57 @@ def test_failing_stage_leaves_earlier_results_intact(config: RunConfig, tmp_path
     (tmp_path / "cohort" / "P003" / "flair.nii.gz").unlink()
     with config.cohort.sheet.open("a") as sheet:
         sheet.write("\n")
+    shown = (tmp_path / "run" / "config.yaml").read_bytes()
+    retitled = config.model_copy(update={"report": config.report.model_copy(update={"title": "other"})})
     with pytest.raises(CohortError, match=r"flair"):
-        Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+        Pipeline(retitled, tmp_path / "run", Silent()).run(["preprocess"])
     assert (tmp_path / "run" / "preprocess" / MANIFEST).read_bytes() == kept
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == shown
+
+
+def test_repaired_file_keeps_the_cases_that_were_done(config: RunConfig, tmp_path: Path) -> None:
+    broken = tmp_path / "cohort" / "P003" / "flair.nii.gz"
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    with pytest.raises(GliomaNasError, match="P003"):
+        Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+    done = tmp_path / "run" / ".preprocess.partial" / "cases" / "P001" / "images.npy"
+    made = done.stat().st_mtime_ns
+    broken.write_bytes(content)
+    Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+    assert (tmp_path / "run" / "preprocess" / "cases" / "P001" / "images.npy").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (
+            "search",
+            {"strategy_options": {"finetune_step": 1}},
+            r"unknown option 'finetune_step': did you mean 'finetune_steps'",
+        ),
+        ("search", {"strategy_options": {"pretrain_epochs": 2}}, "decided by search.pretrain_epochs"),
+        ("search", {"strategy": "co_serch"}, "did you mean 'co_search'"),
+        ("search", {"space_options": {"preset": "small", "n_layer": 3}}, "did you mean 'n_layers'"),
+        ("train", {"loss": "focl"}, "did you mean 'focal'"),
+        ("train", {"baselines": ["monai_unt"]}, "did you mean 'monai_unet'"),
+        ("train", {"baseline_options": {"unet": {}}}, "not in train.baselines"),
+        ("latency", {"backend": "onxruntime"}, "did you mean 'onnxruntime'"),
+    ],
+)
+def test_mistake_of_a_late_stage_is_found_before_the_first_runs(
+    config: RunConfig, tmp_path: Path, section: str, change: dict[str, object], message: str
+) -> None:
+    part = getattr(config, section).model_copy(update=change)
+    with pytest.raises(GliomaNasError, match=message):
+        Pipeline(config.model_copy(update={section: part}), tmp_path / "run", Silent()).run()
+    assert not (tmp_path / "run" / "preprocess").exists()
+
+
+def test_sheet_that_is_no_csv_is_told_by_its_stage(config: RunConfig, tmp_path: Path) -> None:
+    config.cohort.sheet.write_text('case_id,patient_id\n"P001,P001\n' + "x" * 200_000)
+    with pytest.raises(GliomaNasError, match=r"cohort.csv"):
+        Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
 
 
 def run_cli(config: Path, out: Path, *, command: str = "run") -> subprocess.Popen[bytes]:

@@ -13,7 +13,7 @@ from nni.nas.evaluator.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from glioma_nas.errors import ConfigError, DivergedError
+from glioma_nas.errors import ConfigError, DivergedError, StorageError
 from glioma_nas.training import HISTORY_FILE, LAST_CHECKPOINT, FiniteGuard, fit
 
 
@@ -83,6 +83,14 @@ def test_finished_training_is_not_repeated_when_run_again(tmp_path: Path) -> Non
     history = train(tmp_path, again, epochs=2)
     assert len(history) == 2
     assert torch.load(tmp_path / LAST_CHECKPOINT, weights_only=True)["epoch"] == 1
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train(tmp_path, Regression(), epochs=1)
+    checkpoint = tmp_path / LAST_CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:200])
+    with pytest.raises(StorageError, match=r"last.ckpt: damaged checkpoint; delete it to start"):
+        train(tmp_path, Regression(), epochs=2)
 
 
 def test_unknown_device_is_refused(tmp_path: Path) -> None:

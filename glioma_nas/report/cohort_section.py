@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from glioma_nas.cohort import UNKNOWN_VALUES
 from glioma_nas.config import RunConfig
-from glioma_nas.markers import UNKNOWN_VALUES
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.report.document import Column, Facts, Paragraph, Row, Section, Table, number, plural, text
 from glioma_nas.report.records import RunRecords
@@ -135,7 +135,7 @@ def _sequences(records: RunRecords, cases: Sequence[PreparedCase]) -> Table:
 def _folds(records: RunRecords, config: RunConfig) -> Table:
     cohort = records.cohort
     known = {name for case in cohort.cases.values() for name in case.labels}
-    wanted = [*config.folds.stratify_by, *(marker.column for marker in config.classify.markers.values())]
+    wanted = [*(config.folds.stratify_by or ()), *(marker.column for marker in config.classify.markers.values())]
     shown = [name for name in dict.fromkeys(wanted) if name in known]
     rows = []
     for fold in range(cohort.folds.n):

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from glioma_nas.binary_statistics import binary_report
-from glioma_nas.config import ClassifyConfig, MarkerConfig
+from glioma_nas.config import ClassifyConfig, MarkerConfig, RunConfig
 from glioma_nas.errors import CohortError, StorageError
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.marker_evaluator import (
@@ -79,14 +79,23 @@ def run(context: StageContext) -> dict[str, Any]:
     return {"markers": {plan.name: _classify(context, cohort, plan) for plan in plans}}
 
 
+def build_evaluators(config: RunConfig, marker: MarkerConfig) -> dict[str, MarkerEvaluator]:
+    """Build a marker's classifier and the baseline that stands beside it, by name.
+
+    Raises:
+        UnknownNameError: No classifier has that name.
+        ConfigError: It does not take an option, or not those sequences.
+    """
+    settings = _settings(config.classify, marker)
+    return {
+        name: build_evaluator(name, settings, marker.options if name == marker.classifier else {})
+        for name in dict.fromkeys((marker.classifier, BASELINE))
+    }
+
+
 def _plan(context: StageContext, cohort: PreparedCohort, name: str, marker: MarkerConfig) -> _Plan:
     config = context.config
-    settings = _settings(config.classify, marker)
-    names = dict.fromkeys((marker.classifier, BASELINE))
-    evaluators = {
-        classifier: build_evaluator(classifier, settings, marker.options if classifier == marker.classifier else {})
-        for classifier in names
-    }
+    evaluators = build_evaluators(config, marker)
     everyone = list(cohort.cases.values())
     known = encode_labels(everyone, name, marker, sheet=config.cohort.sheet, n_folds=cohort.folds.n)
     lacking = {

@@ -1,7 +1,7 @@
 """Stage: read the cohort, check every file, normalise, cut slices, draw folds.
 
-Cases are prepared in parallel and independently of one another, so the result does not depend on the number of workers,
-and a run that was interrupted, or stopped by a bad file, goes on with the cases that are missing.
+Cases are prepared in parallel and independently of one another, so the result does not depend on the number of workers.
+A run that was interrupted, or stopped by a bad file, goes on with the cases that are missing or whose files changed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(context: StageContext) -> dict[str, Any]:
         complete.cases,
         n_folds=config.folds.n_folds,
         seed=config.seed,
-        stratify_by=config.folds.stratify_by,
+        stratify_by=_stratification(config),
         columns=cohort.label_columns,
     )
     _prepare_all(context, complete.cases, Recipe(sequences, config.preprocess, config.cohort.mask_labels))
@@ -82,6 +82,12 @@ def run(context: StageContext) -> dict[str, Any]:
         f"{results['n_tumour_slices']} with tumour, {len(excluded)} cases left out"
     )
     return {**results, "folds_hash": folds.hash}
+
+
+def _stratification(config: RunConfig) -> tuple[str, ...]:
+    if config.folds.stratify_by is not None:
+        return config.folds.stratify_by
+    return tuple(dict.fromkeys(marker.column for marker in config.classify.markers.values()))
 
 
 def sequences_of(config: RunConfig) -> tuple[str, ...]:

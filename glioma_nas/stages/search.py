@@ -10,9 +10,9 @@ from glioma_nas.latency_records import LatencyTable
 from glioma_nas.nni_bridge import explore, found_architectures
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
-from glioma_nas.registry import evaluators, strategies
+from glioma_nas.registry import evaluators
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
-from glioma_nas.space_building import build_space
+from glioma_nas.space_building import build_space, build_strategy
 from glioma_nas.training import HISTORY_FILE
 
 SEARCH_FOLD = 0
@@ -45,13 +45,7 @@ def run(context: StageContext) -> dict[str, Any]:
         progress=context.progress,
         label=f"search ({search.strategy})",
     )
-    strategy = strategies.get(search.strategy)(
-        profiler=profiler,
-        latency_weight=search.latency_weight,
-        pretrain_epochs=search.pretrain_epochs,
-        seed=seed,
-        **search.strategy_options,
-    )
+    strategy = build_strategy(config, profiler=profiler, seed=seed)
     explore(space, evaluator, strategy)
 
     # A space that a one-shot strategy has turned into a supernet no longer draws or describes like the plain one.

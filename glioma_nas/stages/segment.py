@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
@@ -90,8 +89,8 @@ def _segment(context: StageContext, network: nn.Module, case: PreparedCase, name
     )
     mask = (case.to_native(probability) >= THRESHOLD).astype(np.uint8)
     write_mask(context.folder / "masks" / name / f"{case.case_id}.nii.gz", mask, like=case.reference)
-    spacing_mm = nib.load(case.reference).header.get_zooms()[:3]
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    # Lengths of the affine's columns: the header's own spacing may disagree with it.
+    spacing_mm = np.linalg.norm(np.asarray(case.native_affine)[:3, :3], axis=0)
     truth = case.native_mask()
     row: dict[str, Any] = {
         "network": name,
@@ -101,12 +100,12 @@ def _segment(context: StageContext, network: nn.Module, case: PreparedCase, name
         "dice": None,
         "hd95_mm": None,
         "volume_true_ml": None,
-        "volume_predicted_ml": float(mask.sum()) * voxel_ml,
+        "volume_predicted_ml": float(mask.sum()) * case.native_voxel_ml,
     }
     if truth is not None:
         row["dice"] = dice_coefficient(mask, truth)
-        row["hd95_mm"] = hd95_mm(mask, truth, tuple(float(value) for value in spacing_mm))
-        row["volume_true_ml"] = float(truth.sum()) * voxel_ml
+        row["hd95_mm"] = hd95_mm(mask, truth, (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])))
+        row["volume_true_ml"] = float(truth.sum()) * case.native_voxel_ml
     return row
 
 

@@ -1,0 +1,75 @@
+"""Find the mistakes of a configuration before the first stage runs, rather than hours into the run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from glioma_nas.config import RunConfig
+from glioma_nas.errors import ConfigError, did_you_mean
+
+
+def check_components(config: RunConfig, stages: Collection[str]) -> None:
+    """Resolve every name and option that the given stages will use.
+
+    Args:
+        config: The run's configuration.
+        stages: Names of the stages that are about to run.
+
+    Raises:
+        GliomaNasError: A component, option, loss or device is not there; the message says what is.
+    """
+    # Libraries as heavy as these are loaded here only, because the command line imports this module at every start.
+    from glioma_nas import registry
+
+    if "preprocess" in stages:
+        for step in config.preprocess.steps:
+            registry.preprocess_steps.get(step)
+    if "latency" in stages or "export" in stages:
+        registry.latency_backends.get(config.latency.backend)
+    if "latency" in stages or "search" in stages:
+        _check_search(config)
+    if "train" in stages:
+        _check_training(config)
+    if "classify" in stages:
+        _check_markers(config)
+    if {"search", "train", "segment", "classify"} & set(stages):
+        from glioma_nas.training import resolve_device
+
+        resolve_device(config.device)
+
+
+def _check_search(config: RunConfig) -> None:
+    from glioma_nas import registry
+    from glioma_nas.seeding import isolated_torch_rng
+    from glioma_nas.space_building import build_space, build_strategy
+
+    with isolated_torch_rng(config.seed, "check"):
+        build_space(config)
+    registry.evaluators.get("segmentation")
+    # Without latencies, which are not measured yet; every other option is checked.
+    unpriced = config.search.model_copy(update={"latency_weight": 0.0})
+    build_strategy(config.model_copy(update={"search": unpriced}), profiler=None, seed=config.seed)
+
+
+def _check_training(config: RunConfig) -> None:
+    from glioma_nas import registry
+    from glioma_nas.losses import segmentation_loss
+    from glioma_nas.trained_networks import network_names
+
+    segmentation_loss(config.train.loss)
+    network_names(config)
+    for name in config.train.baselines:
+        registry.networks.get(name)
+    for name in config.train.baseline_options:
+        if name not in config.train.baselines:
+            raise ConfigError(
+                f"train.baseline_options names '{name}', which is not in train.baselines: "
+                f"{did_you_mean(name, config.train.baselines)}"
+            )
+
+
+def _check_markers(config: RunConfig) -> None:
+    from glioma_nas.stages.classify import build_evaluators
+
+    for marker in config.classify.markers.values():
+        build_evaluators(config, marker)
