@@ -51,7 +51,8 @@ def edit_sheet(sheet: Path, change: Callable[[list[dict[str, str]]], None]) -> N
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
+    about_the_run = ("manifest.json", "config.yaml")
+    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in about_the_run]
     return {str(path.relative_to(folder)): path.read_bytes() for path in names}
 
 
