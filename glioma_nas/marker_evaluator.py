@@ -19,23 +19,22 @@ from typing import Any
 import nni
 import numpy as np
 import pandas as pd
-import torch
 from nni.nas.evaluator import Evaluator
 from numpy.typing import NDArray
 
 from glioma_nas import registry
 from glioma_nas.config import MarkerConfig
-from glioma_nas.errors import CohortError, ConfigError, LabelError, LeakageError, StorageError, did_you_mean
+from glioma_nas.errors import ConfigError, LabelError, LeakageError, StorageError, did_you_mean
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.markers import FoldSplit, MarkerCase, check_folds_hold_both_classes, cut_case, encode_labels
 from glioma_nas.progress import Progress, Silent
 from glioma_nas.roc_analysis import choose_threshold, delong
 from glioma_nas.seeding import derive_seed
+from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
 
 PREDICTION_COLUMNS = ("case_id", "patient_id", "fold", "label", "probability", "threshold")
 PREDICTIONS_FILE = "predictions.csv"
 CLASSIFIER_FILE = "classifier.json"
-_SLICES_PER_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -299,7 +298,12 @@ class MarkerEvaluator(Evaluator, ABC):
         cases = [
             cut_case(
                 case,
-                predict_mask(model, case.images(), cohort.sequences, study.network_sequences, device=study.device),
+                (
+                    predict_probability(
+                        model, case.images(), cohort.sequences, study.network_sequences, device=study.device
+                    )
+                    >= THRESHOLD
+                ).astype(np.uint8),
                 order=cohort.sequences,
                 sequences=self.settings.sequences,
                 slices_per_case=self.settings.slices_per_case,
@@ -338,38 +342,6 @@ class MarkerEvaluator(Evaluator, ABC):
     def extra_repr(self) -> str:
         """Show settings and options in ``repr``."""
         return ", ".join(f"{key}={value!r}" for key, value in {**asdict(self.settings), **self.options()}.items())
-
-
-def predict_mask(
-    model: Any, images: NDArray[np.float32], order: Sequence[str], sequences: Sequence[str], *, device: str = "cpu"
-) -> NDArray[np.uint8]:
-    """Return the tumour mask a segmentation network draws, uint8 (Z, H, W), 0 or 1: tumour is as likely as class 0.
-
-    Args:
-        model: Network (N, C, H, W) → logits (N, K, H, W), or a mapping with ``logits``.
-        images: Prepared slices, float32 (Z, C, H, W).
-        order: Sequences in the order of the prepared channels.
-        sequences: Input channels of the network, in order.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises:
-        CohortError: A sequence was not prepared.
-    """
-    for sequence in sequences:
-        if sequence not in order:
-            raise CohortError(f"sequence '{sequence}' was not prepared: {did_you_mean(sequence, order)}")
-    channels = [list(order).index(sequence) for sequence in sequences]
-    was_training = model.training
-    model.to(device).eval()
-    masks = []
-    with torch.no_grad():
-        for start in range(0, len(images), _SLICES_PER_BATCH):
-            batch = np.ascontiguousarray(images[start : start + _SLICES_PER_BATCH][:, channels], dtype=np.float32)
-            logits = model(torch.from_numpy(batch).to(device))
-            logits = logits["logits"] if isinstance(logits, Mapping) else logits
-            masks.append((1 - logits.softmax(dim=1)[:, 0] >= 0.5).to(torch.uint8).cpu().numpy())
-    model.train(was_training)
-    return np.concatenate(masks)
 
 
 def patient_level(frame: pd.DataFrame) -> pd.DataFrame:

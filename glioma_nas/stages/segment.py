@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from glioma_nas.errors import LeakageError
@@ -16,11 +14,9 @@ from glioma_nas.files import atomic_path, read_json, write_json, write_text
 from glioma_nas.images import write_mask
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCase, PreparedCohort
+from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
 from glioma_nas.segmentation_metrics import dice_coefficient, hd95_mm
 from glioma_nas.trained_networks import load_network, network_names
-
-BATCH_SLICES = 16
-THRESHOLD = 0.5
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -62,28 +58,10 @@ def run(context: StageContext) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def predict_probability(network: nn.Module, case: PreparedCase, channels: Sequence[int], device: str) -> np.ndarray:
-    """Return the tumour probability of every slice of a prepared case, float32 (Z, H, W) in [0, 1].
-
-    Args:
-        network: In evaluation mode on ``device``; gives logits (N, K, H, W) with class 0 the background.
-        case: The prepared case.
-        channels: Indices of the network's sequences among the prepared ones, in its channel order.
-        device: Where to compute.
-    """
-    network.eval()
-    images = case.images()
-    parts = []
-    for start in range(0, images.shape[0], BATCH_SLICES):
-        batch = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH_SLICES, list(channels)]))
-        parts.append((1 - network(batch.to(device)).softmax(1)[:, 0]).cpu().numpy())
-    return np.concatenate(parts).astype(np.float32)
-
-
 def _segment(context: StageContext, network: nn.Module, case: PreparedCase, name: str, fold: int) -> dict[str, Any]:
-    channels = [case.sequences.index(sequence) for sequence in context.config.cohort.sequences]
-    probability = predict_probability(network, case, channels, context.config.device)
+    probability = predict_probability(
+        network, case.images(), case.sequences, context.config.cohort.sequences, device=context.config.device
+    )
     _save_array(
         context.folder / "masks_prepared" / name / f"{case.case_id}.npy", (probability >= THRESHOLD).astype(np.uint8)
     )
