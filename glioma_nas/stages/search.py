@@ -5,23 +5,30 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import pandas as pd
+
 from glioma_nas.files import canonical_json, write_json, write_text
 from glioma_nas.latency_records import LatencyTable
-from glioma_nas.nni_bridge import explore, found_architectures
+from glioma_nas.nni_bridge import explore, found_architectures, trials_of
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.registry import evaluators, strategies
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
-from glioma_nas.space_building import build_space
+from glioma_nas.space_building import build_space, construct
 from glioma_nas.training import HISTORY_FILE
 
 SEARCH_FOLD = 0
 
 ROLES = ("teacher", "student")
 
+TRIALS_FILE = "trials.csv"
+
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write teacher.json, student.json, their drawings and cell tables, history.csv and probabilities.json."""
+    """Write teacher.json, student.json, their drawings and cell tables, and what the strategy leaves.
+
+    A one-shot strategy leaves history.csv, one of ours probabilities.json as well, a multi-trial one trials.csv.
+    """
     config, search = context.config, context.config.search
     folder = context.folder / "supernet"
     seed = derive_seed(config.seed, "search")
@@ -45,12 +52,14 @@ def run(context: StageContext) -> dict[str, Any]:
         progress=context.progress,
         label=f"search ({search.strategy})",
     )
-    strategy = strategies.get(search.strategy)(
+    strategy = construct(
+        strategies.get(search.strategy),
+        search.strategy_options,
+        where=f"search.strategy_options of '{search.strategy}'",
         profiler=profiler,
         latency_weight=search.latency_weight,
         pretrain_epochs=search.pretrain_epochs,
         seed=seed,
-        **search.strategy_options,
     )
     explore(space, evaluator, strategy)
 
@@ -59,6 +68,7 @@ def run(context: StageContext) -> dict[str, Any]:
     found = found_architectures(strategy, plain)
     results: dict[str, Any] = {
         "strategy": search.strategy,
+        "strategy_notes": list(getattr(strategy, "notes", [])),
         "latency_weight": search.latency_weight,
         "search_fold": SEARCH_FOLD,
         "n_search_patients": len(PreparedCohort.load(context.inputs["preprocess"]).folds.train(SEARCH_FOLD)),
@@ -89,6 +99,20 @@ def run(context: StageContext) -> dict[str, Any]:
             name: {"sensitivities_ms": term.sensitivities, "coefficients": term.coefficients}
             for name, term in module.latencies.items()
         }
-    shutil.copyfile(folder / HISTORY_FILE, context.folder / HISTORY_FILE)
-    shutil.rmtree(folder)  # the supernet's checkpoint: of no use once its architectures are decoded
+    trials = [
+        {
+            "trial": number,
+            "id": plain.architecture(trial.sample).id,
+            "status": trial.status,
+            "dice": trial.metric,
+            "table_latency_ms": round(float(profiler.profile(trial.sample)), 4),
+        }
+        for number, trial in enumerate(trials_of(strategy))
+    ]
+    if trials:
+        write_text(context.folder / TRIALS_FILE, pd.DataFrame(trials).to_csv(index=False))
+        results["n_trials"] = len(trials)
+    if (folder / HISTORY_FILE).is_file():
+        shutil.copyfile(folder / HISTORY_FILE, context.folder / HISTORY_FILE)
+    shutil.rmtree(folder)  # checkpoints of the supernet or the trials: of no use once the architectures are known
     return results
