@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,28 @@ from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule
 from torch import Tensor, nn
 
 from glioma_nas.errors import CohortError, ConfigError
+from glioma_nas.files import read_json, write_json
 from glioma_nas.losses import distillation_loss, segmentation_loss
+from glioma_nas.nni_bridge import current_sample, sample_key
 from glioma_nas.prepared import PreparedCase, PreparedCohort
 from glioma_nas.progress import Progress
 from glioma_nas.registry import evaluators
 from glioma_nas.seeding import derive_seed, isolated_torch_rng, numpy_generator
 from glioma_nas.slices import EpochSampler, SliceDataset
-from glioma_nas.training import FiniteGuard, history_of, interruptible, make_trainer, resume_arguments
+from glioma_nas.training import (
+    LAST_CHECKPOINT,
+    FiniteGuard,
+    history_of,
+    interruptible,
+    make_trainer,
+    resume_arguments,
+)
 
 POLY_POWER = 0.9
 EXPONENTIAL_DECAY = 0.978
+
+TRIALS_FOLDER = "trials"
+TRIAL_RESULT = "result.json"
 
 
 class SegmentationModule(LightningModule):
@@ -190,6 +203,10 @@ def split_training_cases(
 class SegmentationEvaluator(Lightning):
     """Train a segmentation network on one fold's training patients and score it by Dice.
 
+    As a trial of a multi-trial strategy every network has a folder of its own, ``folder/trials/<key of its sample>``,
+    with its result, so that a search that is run again repeats no finished trial. Outside a trial an evaluator trains
+    one network, in ``folder`` itself.
+
     Args:
         prepared: Folder of the preprocess stage.
         sequences: Input channels, in order.
@@ -265,7 +282,11 @@ class SegmentationEvaluator(Lightning):
             plain = SliceDataset(validation, tuple(sequences), augment=False, seed=self.seed)
             self.scoring_loader = DataLoader(plain, batch_size=batch_size)
 
-        module = SegmentationModule(
+        self._folder = Path(folder)
+        self._network: nn.Module | None = None
+        # Kept as recipes: each trial needs a module and a trainer that have not run.
+        self._new_module = partial(
+            SegmentationModule,
             loss=loss,
             auxiliary_weight=auxiliary_weight,
             learning_rate=learning_rate,
@@ -277,8 +298,8 @@ class SegmentationEvaluator(Lightning):
             kd_temperature=kd_temperature,
             kd_direction=kd_direction,
         )
-        trainer = make_trainer(
-            Path(folder),
+        self._new_trainer = partial(
+            make_trainer,
             epochs=epochs,
             seed=self.seed,
             progress=progress,
@@ -287,28 +308,55 @@ class SegmentationEvaluator(Lightning):
             gradient_clip=5.0 if split == "train" else None,
         )
         super().__init__(
-            module,
-            trainer,
+            self._new_module(),
+            self._new_trainer(self._folder),
             train_dataloaders=loader(training, "train"),
             val_dataloaders=loader(validation, "validation") if validation else None,
-            fit_kwargs=resume_arguments(Path(folder)),
+            fit_kwargs=resume_arguments(self._folder),
         )
 
     def evaluate(self, model: nn.Module) -> float | None:
         """Train ``model`` to the last epoch; return its validation Dice, or None for the ``train`` split.
 
         Reports the Dice to NNI when it runs as a trial.
+
+        Raises:
+            RuntimeError: A second network outside a trial: it would continue from the first one's checkpoint.
         """
+        sample = current_sample()
+        dice = self._evaluate_alone(model) if sample is None else self._evaluate_trial(model, sample)
+        if dice is not None and nni.get_current_parameter() is not None:
+            nni.report_final_result({"default": dice, "dice": dice})
+        return dice
+
+    def _evaluate_alone(self, model: nn.Module) -> float | None:
+        if self._network is not None and self._network is not model:
+            raise RuntimeError("this evaluator has trained another network; make one evaluator for each network")
+        self._network = model
         self.module.set_model(model)
         with interruptible(), isolated_torch_rng(self.seed, "fit"):
             # No validation loop inside the training: the score is taken once, at the end.
             self.trainer.fit(self.module, self.train_dataloaders, **self.fit_kwargs)
-        if self.scoring_loader is None:
-            return None
-        dice = float(self.module.score(model.eval(), self.scoring_loader))
-        if nni.get_current_parameter() is not None:
-            nni.report_final_result({"default": dice, "dice": dice})
+        return self._dice(self.module, model)
+
+    def _evaluate_trial(self, model: nn.Module, sample: Mapping[str, Any]) -> float | None:
+        folder = self._folder / TRIALS_FOLDER / sample_key(sample)
+        result = folder / TRIAL_RESULT
+        if result.is_file():
+            known: float | None = read_json(result)["dice"]
+            return known
+        module = self._new_module()
+        module.set_model(model)
+        trainer = self._new_trainer(folder)
+        with interruptible(), isolated_torch_rng(self.seed, "fit"):
+            trainer.fit(module, self.train_dataloaders, **resume_arguments(folder))
+        dice = self._dice(module, model)
+        write_json(result, {"dice": dice, "sample": dict(sample)})
+        (folder / LAST_CHECKPOINT).unlink(missing_ok=True)  # a trial is not trained further
         return dice
+
+    def _dice(self, module: SegmentationModule, model: nn.Module) -> float | None:
+        return None if self.scoring_loader is None else float(module.score(model.eval(), self.scoring_loader))
 
     def history(self) -> Any:
         """Return the history so far as a data frame, one row for each epoch."""

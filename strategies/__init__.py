@@ -1,1 +1,1 @@
-"""Search strategies: latency-regularised DARTS and teacher/student co-search."""
+"""Search strategies: latency-regularised DARTS, teacher/student co-search, NNI's own under their names."""

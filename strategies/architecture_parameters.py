@@ -7,6 +7,7 @@ softmax of METHOD eq. 4-6…4-8 is applied here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,20 @@ class ArchitectureParameters(nn.Module):
                 raise ValueError(f"unknown width rule '{width}'; allowed: max, min, random, sampled")
             values[label] = options[index]
         return Relaxation(self.name, weights, values, gates)
+
+    def random_path(self) -> Relaxation:
+        """Define one pass through a uniformly drawn operator, input and width everywhere, without gradient to them.
+
+        Reference:
+            Guo et al., Single Path One-Shot Neural Architecture Search, ECCV 2020, sec. 3.2.
+        """
+        widths = self.relaxation("random", differentiable=False)
+        drawn = {
+            label: one_hot(len(self._choices[label]), int(torch.randint(len(self._choices[label]), ())))
+            for kind in GROUPS[:2]
+            for label in self.groups[kind]
+        }
+        return replace(widths, weights={**widths.weights, **drawn})
 
     def entropy(self, kind: str) -> float:
         """Return the mean entropy of one kind of choice, as a share of the uniform one's: 1 undecided, 0 decided."""

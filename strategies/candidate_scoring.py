@@ -98,6 +98,21 @@ def finetune(
         optimizer.step()
 
 
+def ignored_latency_weight(strategy: str, latency_weight: float, instead: str) -> list[str]:
+    """Warn when a strategy cannot follow the latency weight, and return the warning for the records.
+
+    Args:
+        strategy: Registered name.
+        latency_weight: λ as the user gave it; with 0 there is nothing to say.
+        instead: What the strategy does about latency.
+    """
+    if latency_weight == 0:
+        return []
+    note = f"{strategy} has no latency gradient; latency_weight {latency_weight:g} is ignored: {instead}"
+    _logger.warning(note)
+    return [note]
+
+
 @torch.no_grad()
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]], *, n_batches: int) -> None:
     """Replace the running statistics of every batch norm by their mean over ``n_batches`` batches.

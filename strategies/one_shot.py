@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot: the other order makes NNI lose its own one-shot strategies
+import numpy as np
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import RawFormatModelSpace
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
@@ -19,17 +20,18 @@ from glioma_nas.architecture import Architecture
 from glioma_nas.errors import ConfigError, did_you_mean
 from glioma_nas.registry import strategies
 from glioma_nas.relaxation import RelaxationSlot, relaxation_hooks
-from glioma_nas.seeding import isolated_torch_rng
+from glioma_nas.seeding import derive_seed, isolated_torch_rng
 from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
 from glioma_nas.strategies.candidate_scoring import (
     Candidate,
     finetune,
+    ignored_latency_weight,
     recalibrate_batch_norm,
     target_score,
     warn_about_equal_exponents,
 )
 from glioma_nas.strategies.latency_term import DecoupledLatency
-from glioma_nas.strategies.supernet_search import SupernetSearch
+from glioma_nas.strategies.supernet_search import RandomPathTraining, SupernetSearch
 from glioma_nas.training import interruptible
 
 BRANCHES_LABEL = "branches"
@@ -194,7 +196,8 @@ class LatencyRegularisedSearch(OneShotStrategy):
 
     def _choose(self) -> None:
         """Decode every branch set of every architecture, score it with inherited weights, keep the best of each."""
-        space, module = self.supernet, self.oneshot_module
+        space: Any = self.supernet
+        module: Any = self.oneshot_module
         for name in reversed(self.architectures):
             weights = module.architectures[name].decoded()
             if not hasattr(space, "decode"):
@@ -204,20 +207,29 @@ class LatencyRegularisedSearch(OneShotStrategy):
                     {label: _argmax_choice(space, label, weight) for label, weight in weights.items()},
                 )
                 continue
-            scored: list[tuple[Candidate, Architecture]] = []
-            for branches in choices_of(space).get(BRANCHES_LABEL, [None]):
-                architecture = space.decode(weights, architecture=name, branches=branches, method=self.decode)
-                scored.append((self._score(space, module, name, branches, architecture), architecture))
-            self.candidates[name] = [candidate for candidate, _ in scored]
-            self.found[name] = max(scored, key=lambda item: item[0].target)[1]
+            self._keep_best(
+                name,
+                [
+                    space.decode(weights, architecture=name, branches=branches, method=self.decode)
+                    for branches in choices_of(space).get(BRANCHES_LABEL, [None])
+                ],
+            )
 
-    def _score(self, space: Any, module: Any, name: str, branches: str | None, architecture: Architecture) -> Candidate:
+    def _keep_best(self, name: str, architectures: Sequence[Architecture]) -> None:
+        """Score architectures with the supernet's weights and keep the one with the highest target."""
+        scored = [(self._score(name, architecture), architecture) for architecture in architectures]
+        self.candidates[name] = [candidate for candidate, _ in scored]
+        self.found[name] = max(scored, key=lambda item: item[0].target)[1]
+
+    def _score(self, name: str, architecture: Architecture) -> Candidate:
+        space: Any = self.supernet
         device = self._evaluator.trainer.strategy.root_device
         network = space.derive(architecture, inherit=name).to(device)
         batches = self._loaders["train"]
         # The draws of an epoch that the search never reached, whether or not it was resumed.
         if hasattr(batches.sampler, "set_epoch"):
             batches.sampler.set_epoch(self._evaluator.trainer.max_epochs)
+        module: Any = self.oneshot_module
         training = module.training_module
         finetune(network, batches, training.loss, steps=int(self.finetune_steps), learning_rate=training.learning_rate)
         recalibrate_batch_norm(network, batches, n_batches=int(self.recalibration_batches))
@@ -229,7 +241,7 @@ class LatencyRegularisedSearch(OneShotStrategy):
         target = target_score(
             accuracy, priced, target_latency_ms=self.target_latency_ms, exponents=self.target_exponents
         )
-        return Candidate(branches, accuracy, latency_ms, target)
+        return Candidate(architecture.choices.get(BRANCHES_LABEL), accuracy, latency_ms, target)
 
     def _latency_term(
         self,
@@ -269,6 +281,103 @@ class LatencyDarts(LatencyRegularisedSearch):
     """Search one network by DARTS with decoupled, differentiable latency (thesis 4.3.2-4.3.3)."""
 
     architectures = ("student",)
+
+
+@strategies.register("random_with_shared_weights")
+class RandomWithSharedWeights(LatencyRegularisedSearch):
+    """Baseline: train a supernet along random paths, then keep the best of N random networks by Target(m).
+
+    It learns no architecture, so a latency weight has nothing to act on; latency counts through Target(m) alone. All
+    epochs train weights, those the configuration calls pretraining included.
+
+    Args:
+        profiler: See `LatencyRegularisedSearch`.
+        latency_weight: Not used; noted when it is not 0.
+        pretrain_epochs: Not used: the evaluator's epochs are all alike.
+        n_candidates: N.
+        paths: Random paths of one step.
+        gradient_clip: See `LatencyRegularisedSearch`.
+        target_latency_ms: See `LatencyRegularisedSearch`.
+        target_exponents: See `LatencyRegularisedSearch`.
+        finetune_steps: See `LatencyRegularisedSearch`; none by default, because N networks would each be trained.
+        recalibration_batches: See `LatencyRegularisedSearch`.
+        seed: See `LatencyRegularisedSearch`.
+
+    Reference:
+        Li & Talwalkar, Random Search and Reproducibility for NAS, UAI 2019; Guo et al., ECCV 2020.
+    """
+
+    architectures = ("student",)
+
+    def __init__(
+        self,
+        *,
+        profiler: Any = None,
+        latency_weight: float = 0.0,
+        pretrain_epochs: int = 0,
+        n_candidates: int = 30,
+        paths: int = 4,
+        gradient_clip: float = 5.0,
+        target_latency_ms: float | None = None,
+        target_exponents: tuple[float, float] = (-0.07, -0.07),
+        finetune_steps: int = 0,
+        recalibration_batches: int = 8,
+        seed: int = 0,
+    ) -> None:
+        if n_candidates < 1 or paths < 1:
+            raise ConfigError(f"n_candidates {n_candidates} and paths {paths} must be at least 1")
+        super().__init__(
+            profiler=profiler,
+            latency_weight=0.0,
+            gradient_clip=gradient_clip,
+            finetune_steps=finetune_steps,
+            target_latency_ms=target_latency_ms,
+            target_exponents=target_exponents,
+            recalibration_batches=recalibration_batches,
+            seed=seed,
+        )
+        self.notes = ignored_latency_weight(
+            "random_with_shared_weights", latency_weight, "latency counts through Target(m) alone"
+        )
+        self.n_candidates = n_candidates
+        self.paths = paths
+
+    def configure_oneshot_module(self, training_module: Any) -> SupernetSearch:
+        """Build the module that trains random paths; called by NNI once the space is a supernet."""
+        space, (name,) = self._space(), self.architectures
+        if not hasattr(space, "derive"):
+            raise ConfigError(f"{type(space).__name__} has no derive() that inherits the supernet's weights")
+        with isolated_torch_rng(self.seed, "architecture parameters"):
+            parameters = ArchitectureParameters(
+                name,
+                choices=choices_of(space),
+                groups=groups_of(space),
+                fixed=space.fixed_choices.get(name, {}),
+                search_widths=True,
+            )
+        return RandomPathTraining(
+            training_module,
+            slot=self.relaxation_slot,
+            architecture=parameters,
+            paths=self.paths,
+            gradient_clip=self.gradient_clip,
+        )
+
+    def _choose(self) -> None:
+        """Draw networks uniformly, score them with inherited weights, keep the best."""
+        space, (name,) = self._space(), self.architectures
+        state = np.random.RandomState(derive_seed(self.seed, "candidates") % 2**32)
+        drawn: dict[str, Architecture] = {}
+        # A small space may hold fewer than N networks.
+        for _ in range(20 * self.n_candidates):
+            sample: dict[str, Any] = {}
+            for mutable in space.simplify().values():
+                mutable.random(sample, state)
+            architecture = space.architecture({**sample, **space.fixed_choices.get(name, {})})
+            drawn.setdefault(architecture.id, architecture)
+            if len(drawn) == self.n_candidates:
+                break
+        self._keep_best(name, list(drawn.values()))
 
 
 def _argmax_choice(space: Any, label: str, weight: Any) -> Any:

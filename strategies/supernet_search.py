@@ -157,3 +157,48 @@ class SupernetSearch(BaseOneShotLightningModule):
             self.manual_backward(share * loss)
             self.latest_loss = float(loss.detach())
             self._sums.setdefault(name, []).append(self.latest_loss)
+
+
+class RandomPathTraining(SupernetSearch):
+    """Train the weights of a supernet along uniformly drawn paths; no architecture is learned.
+
+    Args:
+        training_module: See `SupernetSearch`.
+        slot: See `SupernetSearch`.
+        architecture: Whose stem and heads are trained; its parameters stay at zero, which is the uniform distribution.
+        paths: Paths drawn in each step; their gradients are averaged.
+        gradient_clip: See `SupernetSearch`.
+    """
+
+    def __init__(
+        self,
+        training_module: Any,
+        *,
+        slot: RelaxationSlot,
+        architecture: ArchitectureParameters,
+        paths: int,
+        gradient_clip: float,
+    ) -> None:
+        super().__init__(
+            training_module,
+            slot=slot,
+            architectures=[architecture],
+            latencies={},
+            latency_weight=0.0,
+            pretrain_epochs=0,
+            pretrain_widths=(),
+            search_widths=(),
+            architecture_learning_rate=0.0,
+            gradient_clip=gradient_clip,
+        )
+        self.paths = paths
+        for logits in architecture.logits.values():
+            torch.nn.init.zeros_(logits)
+
+    @property
+    def searching(self) -> bool:
+        """Never: every epoch trains weights only."""
+        return False
+
+    def _passes(self) -> list[Relaxation]:
+        return [self.sets[0].random_path() for _ in range(self.paths)]

@@ -57,7 +57,7 @@ def test_help_names_every_command() -> None:
     "code", ["import glioma_nas", "import glioma_nas.cli, glioma_nas.pipeline, glioma_nas.registry"]
 )
 def test_start_up_imports_no_heavy_library(code: str) -> None:
-    script = f"{code}; import sys; print({'torch', 'nni', 'torchvision', 'monai', 'pandas'} & set(sys.modules))"
+    script = f"{code}; import sys; print({{'torch', 'nni', 'torchvision', 'monai', 'pandas'}} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

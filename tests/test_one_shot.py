@@ -158,7 +158,7 @@ def test_architecture_parameters_rest_while_pretraining_and_move_while_searching
     def movement(pretrain_epochs: int, folder: str) -> float:
         space = make_space()
         strategy = make_co_search(space, pretrain_epochs=pretrain_epochs)
-        before = nni.get_current_parameter()
+        before = nni.get_current_parameter()  # NNI's experiment of another test leaves its last model behind
         explore(space, make_evaluator(prepared, tmp_path / folder, epochs=1), strategy)
         assert nni.get_current_parameter() is before  # nothing left that a later evaluation could report to
         student = strategy.oneshot_module.architectures["student"]

@@ -43,6 +43,8 @@ def build_search(records: RunRecords, config: RunConfig) -> Section:
             )
         )
     )
+    for note in results.get("strategy_notes", []):
+        section.add(Paragraph(f"Note: {note}."))
     if records.search_history is None:
         section.add_missing("Curves of the search")
     else:
@@ -105,8 +107,8 @@ def _add_derived(section: Section, records: RunRecords, name: str, results: Mapp
     candidates = results.get("candidates") or []
     if candidates:
         caption = (
-            f"Candidates for the {name}, one for each set of branches, scored with the weights of the supernet "
-            "(n, interval: not measured); the highest target was chosen."
+            f"Candidates for the {name}, scored with the weights of the supernet (n, interval: not measured); the "
+            "highest target was chosen."
         )
         section.add(generic_table(f"candidates_{name}", caption, candidates))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import pandas as pd
+
 from glioma_nas.files import canonical_json, write_json, write_text
 from glioma_nas.latency_records import LatencyTable
-from glioma_nas.nni_bridge import explore, found_architectures
+from glioma_nas.nni_bridge import explore, found_architectures, trials_of
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.registry import evaluators
@@ -19,9 +21,14 @@ SEARCH_FOLD = 0
 
 ROLES = ("teacher", "student")
 
+TRIALS_FILE = "trials.csv"
+
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write teacher.json, student.json, their drawings and cell tables, history.csv and probabilities.json."""
+    """Write teacher.json, student.json, their drawings and cell tables, and what the strategy leaves.
+
+    A one-shot strategy leaves history.csv, one of ours probabilities.json as well, a multi-trial one trials.csv.
+    """
     config, search = context.config, context.config.search
     folder = context.folder / "supernet"
     seed = derive_seed(config.seed, "search")
@@ -53,6 +60,7 @@ def run(context: StageContext) -> dict[str, Any]:
     found = found_architectures(strategy, plain)
     results: dict[str, Any] = {
         "strategy": search.strategy,
+        "strategy_notes": list(getattr(strategy, "notes", [])),
         "latency_weight": search.latency_weight,
         "search_fold": SEARCH_FOLD,
         "n_search_patients": len(PreparedCohort.load(context.inputs["preprocess"]).folds.train(SEARCH_FOLD)),
@@ -83,6 +91,20 @@ def run(context: StageContext) -> dict[str, Any]:
             name: {"sensitivities_ms": term.sensitivities, "coefficients": term.coefficients}
             for name, term in module.latencies.items()
         }
-    shutil.copyfile(folder / HISTORY_FILE, context.folder / HISTORY_FILE)
-    shutil.rmtree(folder)  # the supernet's checkpoint: of no use once its architectures are decoded
+    trials = [
+        {
+            "trial": number,
+            "id": plain.architecture(trial.sample).id,
+            "status": trial.status,
+            "dice": trial.metric,
+            "table_latency_ms": round(float(profiler.profile(trial.sample)), 4),
+        }
+        for number, trial in enumerate(trials_of(strategy))
+    ]
+    if trials:
+        write_text(context.folder / TRIALS_FILE, pd.DataFrame(trials).to_csv(index=False))
+        results["n_trials"] = len(trials)
+    if (folder / HISTORY_FILE).is_file():
+        shutil.copyfile(folder / HISTORY_FILE, context.folder / HISTORY_FILE)
+    shutil.rmtree(folder)  # checkpoints of the supernet or the trials: of no use once the architectures are known
     return results

@@ -1,0 +1,209 @@
+"""What NNI 3.0's strategies need around them: seeds, records, and ways round their faults (docs/strategies.md)."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot: the other order makes NNI lose its one-shot strategies
+import numpy as np
+import torch
+from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
+from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
+from nni.nas.oneshot.pytorch.supermodule.proxyless import ProxylessMixedLayer
+from torch import Tensor
+
+from glioma_nas.errors import PluginError
+from glioma_nas.seeding import derive_seed, isolated_torch_rng
+from glioma_nas.strategies.candidate_scoring import ignored_latency_weight
+from glioma_nas.training import interruptible
+
+REINFORCEMENT_PACKAGES = ("tianshou", "gym")
+REINFORCEMENT_INSTALL = "pip install 'tianshou<0.5' 'gym<0.27' tensorboard"
+
+
+def require_reinforcement_learning(strategy: str) -> None:
+    """Check for the packages that NNI's reinforcement learning needs and does not declare.
+
+    Raises:
+        PluginError: One is not installed.
+    """
+    missing = [name for name in REINFORCEMENT_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise PluginError(f"{strategy} needs {' and '.join(missing)}; install with: {REINFORCEMENT_INSTALL}")
+
+
+@contextmanager
+def isolated_numpy_rng(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, from which tianshou draws, inside the block and put it back afterwards."""
+    before = np.random.get_state()
+    np.random.seed(derive_seed(seed, "numpy") % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+class StepRecorder:
+    """Stand between an NNI one-shot module and the evaluator's ``training_step``: keep the losses, skip bad steps.
+
+    Args:
+        training_module: The evaluator's module.
+        alternates: Whether even steps are the architecture's and odd ones the weights', as in DARTS.
+        manual: Whether NNI back-propagates by itself; it then takes no ``None`` for a step to be skipped.
+    """
+
+    def __init__(self, training_module: Any, *, alternates: bool, manual: bool) -> None:
+        self._module = training_module
+        self._step = training_module.training_step
+        self._alternates = alternates
+        self._manual = manual
+        self._losses: dict[str, list[float]] = {}
+
+    def __call__(self, batch: Any, batch_idx: int) -> Any:
+        """Run the step and note its loss."""
+        outcome = self._step(batch, batch_idx)
+        if outcome is None:
+            return self._no_gradient() if self._manual else None
+        loss = outcome["loss"] if isinstance(outcome, Mapping) else outcome
+        for_architecture = self._alternates and batch_idx % 2 == 0
+        name = "loss_architecture_student" if for_architecture else "loss_weights"
+        self._losses.setdefault(name, []).append(float(loss.detach()))
+        return outcome
+
+    def means(self) -> dict[str, float]:
+        """Return the mean losses since the last call."""
+        losses, self._losses = self._losses, {}
+        return {name: sum(values) / len(values) for name, values in losses.items()}
+
+    def _no_gradient(self) -> Tensor:
+        parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+        return torch.stack([0.0 * parameter.sum() for parameter in parameters]).sum()
+
+
+class SeededOneShot(OneShotStrategy):
+    """What all of them share; stands before NNI's class in the bases.
+
+    NNI draws architecture parameters and weights from the global generator, keeps no history, and crashes on a step
+    that the evaluator skips.
+    """
+
+    alternates = True
+    manual = True
+    searches_from: float = math.inf
+    seed: int
+    notes: list[str]
+
+    def record_run(self, name: str, *, latency_weight: float, seed: int, instead: str, searches_from: float) -> None:
+        """Keep the seed and say what cannot be followed; called by each constructor."""
+        self.seed = seed
+        self.notes = ignored_latency_weight(name, latency_weight, instead)
+        self.searches_from = searches_from
+
+    def mutate_model(self, model: Any) -> Any:
+        """Turn the space into NNI's supernet, everything drawn from this strategy's seed."""
+        with isolated_torch_rng(self.seed, "supernet"):
+            return super().mutate_model(model)
+
+    def configure_oneshot_module(self, training_module: Any) -> Any:
+        """Build NNI's module with records of each epoch."""
+        recorder = StepRecorder(training_module, alternates=self.alternates, manual=self.manual)
+        training_module.training_step = recorder
+        module = self.nni_module(training_module)
+
+        def epoch_figures() -> dict[str, float | str]:
+            phase = "search" if module.trainer.current_epoch >= self.searches_from else "pretrain"
+            rate = float(module.trainer.optimizers[0].param_groups[0]["lr"])
+            return {"phase": phase, **recorder.means(), "learning_rate": rate}
+
+        module.epoch_figures = epoch_figures
+        return module
+
+    def nni_module(self, training_module: Any) -> Any:
+        """Build NNI's module alone."""
+        return super().configure_oneshot_module(training_module)
+
+    def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[Any]:
+        """Yield the one model that NNI exports."""
+        with isolated_torch_rng(self.seed, "export"):
+            models = list(super().list_models(sort=sort, limit=1))
+        yield from models
+
+    def _run(self) -> None:
+        with interruptible(), isolated_torch_rng(self.seed, "search"):
+            super()._run()
+
+
+class DictInputLayer(ProxylessMixedLayer):
+    """A `ProxylessMixedLayer` whose one input is a dict of tensors, which NNI's autograd function cannot save."""
+
+    _keys: tuple[Any, ...] | None = None
+
+    def forward(self, features: Any) -> Any:
+        """Run the drawn candidate on a tensor or a dict of tensors."""
+        if not isinstance(features, Mapping):
+            self._keys = None
+            return super().forward(features)
+        self._keys = tuple(features)
+        return super().forward(*features.values())
+
+    def forward_path(self, index: int, *tensors: Tensor) -> Any:
+        """Run one candidate; NNI calls it again for the others while back-propagating."""
+        if self._keys is None:
+            return super().forward_path(index, *tensors)
+        return super().forward_path(index, dict(zip(self._keys, tensors, strict=True)))
+
+
+class SeededSampling(RandomSamplingLightningModule):
+    """NNI's module, drawing from PyTorch's generator, which every epoch seeds, instead of from the system's entropy."""
+
+    def resample(self) -> dict[str, Any]:
+        """Draw one path that passes the filter."""
+        sample: dict[str, Any] = self._repeat_until_valid(self._draw)
+        return sample
+
+    def _draw(self) -> dict[str, Any]:
+        sample = random_sample(self.model, np.random.RandomState(int(torch.randint(2**31 - 1, ()))))
+        for module in self.supernet_modules():
+            module.resample(memo=sample)
+        return sample
+
+
+class TaggedBatches:
+    """All training batches, then all validation batches, each as (batch, ``train`` or ``val``).
+
+    NNI's own loader gives the batch alone under Lightning 2.6, and its module then cannot tell one from the other.
+    """
+
+    def __init__(self, train: Any, validation: Any) -> None:
+        self._loaders = {"train": train, "val": validation}
+
+    def __len__(self) -> int:
+        return sum(len(loader) for loader in self._loaders.values())
+
+    def __iter__(self) -> Iterator[tuple[Any, str]]:
+        for name, loader in self._loaders.items():
+            for batch in loader:
+                yield batch, name
+
+    @property
+    def sampler(self) -> TaggedBatches:
+        """What Lightning tells the epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to the samplers of both loaders."""
+        for loader in self._loaders.values():
+            if hasattr(loader.sampler, "set_epoch"):
+                loader.sampler.set_epoch(epoch)
+
+
+def random_sample(space: Any, state: np.random.RandomState) -> dict[str, Any]:
+    """Draw every choice of a space uniformly."""
+    sample: dict[str, Any] = {}
+    for mutable in space.simplify().values():
+        mutable.random(sample, state)
+    return sample
