@@ -53,7 +53,8 @@ class NASBraNet(ModelSpace):
         n_branches: How many of the final scales the head merges.
         operators: Registered operator names.
         stem: ``light``, ``two`` or ``fasterseg``.
-        merge: ``input``: a node's inputs are summed before its operator (eq. 4-3).
+        merge: ``input``: a node's inputs are summed before its operator (eq. 4-3); ``output``: the operator runs on each
+            and the outputs are summed, at twice the cost (FasterSeg's code).
         pairs: ``all`` sets of ``n_branches`` scales.
         skip_policy: What becomes of stride-1 skips in the derived network: ``remove`` or ``conv`` (1×1 convolutions).
         in_channels: Sequences.
