@@ -22,12 +22,13 @@ from glioma_nas.costs import OperatorSpec
 from glioma_nas.errors import ArchitectureError
 from glioma_nas.registry import search_spaces
 from glioma_nas.search_spaces.cost_model import CostModel, operator_specs
-from glioma_nas.search_spaces.decoder import decode
+from glioma_nas.search_spaces.decoder import decode, rank
 from glioma_nas.search_spaces.derived_network import DerivedNetwork, check_input
 from glioma_nas.search_spaces.drawing import describe, draw
 from glioma_nas.search_spaces.heads import AuxiliaryHeads, FusionHead, Stem
 from glioma_nas.search_spaces.layout import BRANCHES_LABEL, FROM_FINER, FROM_SAME, Cell, Layout
 from glioma_nas.search_spaces.operators import is_skip
+from glioma_nas.search_spaces.parameter_arrays import weights_from_arrays
 from glioma_nas.search_spaces.plan import NetworkPlan, make_plan
 from glioma_nas.search_spaces.super_kernel import (
     ActiveWidths,
@@ -53,8 +54,8 @@ class NASBraNet(ModelSpace):
         n_branches: How many of the final scales the head merges.
         operators: Registered operator names.
         stem: ``light``, ``two`` or ``fasterseg``.
-        merge: ``input``: a node's inputs are summed before its operator (eq. 4-3); ``output``: the operator runs on each
-            and the outputs are summed, at twice the cost (FasterSeg's code).
+        merge: ``input``: a node's inputs are summed before its operator (eq. 4-3); ``output``: the operator runs on
+            each and the outputs are summed, at twice the cost (FasterSeg's code).
         pairs: ``all`` sets of ``n_branches`` scales.
         skip_policy: What becomes of stride-1 skips in the derived network: ``remove`` or ``conv`` (1×1 convolutions).
         in_channels: Sequences.
@@ -276,6 +277,39 @@ class NASBraNet(ModelSpace):
             down_skips=down_skips,
         )
         return self.architecture(sample)
+
+    def decode_best(self, weights: Mapping[str, Any], n: int, **choices: Any) -> list[tuple[Architecture, float]]:
+        """Decode the ``n`` best architectures with their log scores, best first; see `rank` in the decoder module.
+
+        Args:
+            weights: As in `decode`.
+            n: How many.
+            choices: ``architecture``, ``branches``, ``method``, ``down_skips``, as in `decode`.
+
+        Raises:
+            ArchitectureError: As in `decode`.
+        """
+        found = rank(self.layout, weights, n, skips=self._skips, **choices)
+        return [(self.architecture(item.sample), item.log_score) for item in found]
+
+    def decode_arrays(
+        self, alpha: Any, beta: Any, gamma: Any = None, *, branches: str, logits: bool = True, **choices: Any
+    ) -> Architecture:
+        """Decode the parameters of a search that was run elsewhere; see `weights_from_arrays` for the exact shapes.
+
+        Args:
+            alpha: Operators, shape (scales, layers, operators).
+            beta: Inputs, shape (scales, layers, 2): finer, same.
+            gamma: Widths, shape (scales, layers, widths); the teacher needs none.
+            branches: Which set of branches, such as ``2_4``.
+            logits: Whether a softmax is to be applied.
+            choices: ``architecture``, ``method``, ``down_skips``, as in `decode`.
+
+        Raises:
+            ArchitectureError: A shape or a number does not fit; else as in `decode`.
+        """
+        weights = weights_from_arrays(self.layout, alpha, beta, gamma, logits=logits)
+        return self.decode(weights, branches=branches, **choices)
 
     def derive(self, architecture: Architecture | Mapping[str, Any], *, inherit: bool | str = False) -> DerivedNetwork:
         """Build the network of an architecture.

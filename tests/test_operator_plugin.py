@@ -18,7 +18,7 @@ from glioma_nas.search_spaces.nasbranet import NASBraNet
 from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
 from glioma_nas.strategies.one_shot import CoSearch
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "operator_plugin" / "depthwise_separable.py"
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "operator_plugin" / "asymmetric_conv.py"
 
 
 @pytest.fixture
@@ -26,18 +26,18 @@ def space(monkeypatch: pytest.MonkeyPatch) -> NASBraNet:
     monkeypatch.setenv(local.ENVIRONMENT_VARIABLE, "")
     registry.load_file(EXAMPLE)
     torch.manual_seed(0)
-    return NASBraNet("tiny", operators=["skip", "depthwise_separable"], in_channels=2, n_classes=2, image_size_px=32)
+    return NASBraNet("tiny", operators=["skip", "asymmetric_conv"], in_channels=2, n_classes=2, image_size_px=32)
 
 
 def only_the_plugin(space: NASBraNet) -> Architecture:
     sample = {label: values[0] for label, values in space.layout.choices.items()}
-    sample.update(dict.fromkeys(space.variable_groups()["operator"], "depthwise_separable"))
+    sample.update(dict.fromkeys(space.variable_groups()["operator"], "asymmetric_conv"))
     sample.update({label: [0] for label in space.variable_groups()["scale"]})
     return space.architecture(sample)
 
 
 def test_operator_is_listed_with_its_file(space: NASBraNet) -> None:
-    entry = next(item for item in registry.operators.entries() if item.name == "depthwise_separable")
+    entry = next(item for item in registry.operators.entries() if item.name == "asymmetric_conv")
     assert entry.origin == f"file {EXAMPLE}"
 
 
@@ -59,7 +59,7 @@ def test_operator_is_sliced_and_trained_in_the_supernet(space: NASBraNet) -> Non
 
 
 def test_operator_enters_the_latency_table_by_itself(space: NASBraNet, tmp_path: Path) -> None:
-    specs = [spec for spec in space.operator_specs() if spec.operator == "depthwise_separable"][:2]
+    specs = [spec for spec in space.operator_specs() if spec.operator == "asymmetric_conv"][:2]
     assert len(specs) == 2
     table = build_table(
         specs, open_backend("onnxruntime"), path=tmp_path / "t.json", warmup_runs=0, runs=2, threads=1, space=space
