@@ -41,6 +41,14 @@ from glioma_nas.search_spaces.supernet import EveryHead, PerArchitecture, Search
 SPACE_NAME = "nasbranet"
 
 
+class InputIndex(CategoricalMultiple):
+    """The choice of one input; unlike NNI's own class it can say so to NNI's tuners (TPE)."""
+
+    def as_legacy_dict(self) -> dict[str, Any]:
+        """Return the form of NNI's experiments: a choice among lists of one index."""
+        return {"_type": "choice", "_value": [[value] for value in self.values]}
+
+
 @search_spaces.register(SPACE_NAME)
 class NASBraNet(ModelSpace):
     """Multi-resolution, multi-branch segmentation space: operators, downsampling positions, widths and branches.
@@ -192,7 +200,7 @@ class NASBraNet(ModelSpace):
         check_input(x, self.stem, self.layout.divisor)
         features = self._final_features(x)
         if self._active is None:
-            logits = self.heads(features)
+            logits = self.heads(*features.values())
             return logits
         outputs: dict[str, Tensor] = self.heads(features)
         if self.training:
@@ -216,7 +224,7 @@ class NASBraNet(ModelSpace):
             same = keep.pop(sources[FROM_SAME]) if FROM_SAME in sources else None
             gate = gates.get(f"width_{cell.name}")
             keep[cell], down[cell] = self.cells[cell.name](finer, same if sources else stem, gate, needed[cell])
-        return {cell.scale: output for cell, output in keep.items() if output is not None}
+        return {scale: output for scale in layout.scales if (output := keep[Cell(scale, layout.n_layers)]) is not None}
 
     # What the rest of the project asks for --------------------------------------------------------------------------
 
@@ -352,7 +360,7 @@ class NASBraNet(ModelSpace):
     def _mutable(self, label: str) -> LabeledMutable:
         values = self.layout.choices[label]
         if label.startswith("in_"):
-            return CategoricalMultiple(values, n_chosen=1, label=label)
+            return InputIndex(values, n_chosen=1, label=label)
         return Categorical(values, label=label)
 
     def _width(self, node: Cell | None) -> Any:
@@ -364,8 +372,10 @@ class NASBraNet(ModelSpace):
         return Stem(self.layout.stem, self.layout.in_channels, ends * finest, finest)
 
     def _make_heads(self, ends: Any) -> dict[str, nn.Module]:
-        channels, n_classes = self.layout.head_channels, self.layout.n_classes
-        return {name: FusionHead(s, ends, channels, n_classes) for name, s in self.layout.branch_sets.items()}
+        channels, n_classes, given = self.layout.head_channels, self.layout.n_classes, self.layout.scales
+        return {
+            name: FusionHead(s, ends, channels, n_classes, given=given) for name, s in self.layout.branch_sets.items()
+        }
 
     def _every_head(self, ends: Any) -> nn.Module:
         return EveryHead(self._make_heads(ends))

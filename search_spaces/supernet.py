@@ -132,4 +132,4 @@ class EveryHead(SilentSuperNetModule):
 
     def forward(self, features: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Return ``pair_<scales>`` → logits (N, K, H, W)."""
-        return {f"pair_{name}": head(features) for name, head in self.heads.items()}
+        return {f"pair_{name}": head(*features.values()) for name, head in self.heads.items()}
