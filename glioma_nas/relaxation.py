@@ -131,10 +131,11 @@ class RelaxedLayer(LayerChoice, BaseSuperNetModule):
         weights = self.slot.current.weights[self.label]
         if weights.requires_grad:
             return weighted_sum(weights.unbind(), [self[name](x) for name in self.names])
-        chosen = [(weight, name) for weight, name in zip(weights, self.names, strict=True) if float(weight) != 0.0]
-        if len(chosen) == 1 and float(chosen[0][0]) == 1.0:
-            return self[chosen[0][1]](x)
-        return weighted_sum([weight for weight, _ in chosen], [self[name](x) for _, name in chosen])
+        shares = weights.tolist()
+        chosen = [index for index, share in enumerate(shares) if share != 0.0]
+        if len(chosen) == 1 and shares[chosen[0]] == 1.0:
+            return self[self.names[chosen[0]]](x)
+        return weighted_sum([weights[index] for index in chosen], [self[self.names[index]](x) for index in chosen])
 
     def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Draw nothing: the strategy draws."""

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from nni.mutable import CategoricalMultiple
 from nni.nas.nn.pytorch import InputChoice, LayerChoice
 from torch import Tensor, nn
 
+from glioma_nas.errors import ArchitectureError
 from glioma_nas.registry import operators
 from glioma_nas.search_spaces.layout import FROM_FINER, Cell, Layout
 from glioma_nas.search_spaces.operators import sharing_halves
 from glioma_nas.search_spaces.super_kernel import ActiveWidths, SilentSuperNetModule
+
+
+class InputIndex(CategoricalMultiple):
+    """The choice of one input; unlike NNI's own class it can say so to NNI's tuners (TPE)."""
+
+    def as_legacy_dict(self) -> dict[str, Any]:
+        """Return the form of NNI's experiments: a choice among lists of one index."""
+        return {"_type": "choice", "_value": [[value] for value in self.values]}
 
 
 class SearchCell(nn.Module):
@@ -133,3 +143,24 @@ class EveryHead(SilentSuperNetModule):
     def forward(self, features: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Return ``pair_<scales>`` → logits (N, K, H, W)."""
         return {f"pair_{name}": head(*features.values()) for name, head in self.heads.items()}
+
+
+def owner_of(ends: Mapping[str, int], end_width: int, whose: bool | str) -> str:
+    """Say whose stem and heads a network inherits.
+
+    Args:
+        ends: Architecture name → its end width.
+        end_width: The network's.
+        whose: A name, or ``True`` for the only one with that end width.
+
+    Raises:
+        ArchitectureError: There is no such architecture, or more than one.
+    """
+    if whose is True:
+        fitting = [name for name, width in ends.items() if width == end_width]
+        if len(fitting) != 1:
+            raise ArchitectureError(f"say whose stem and heads to inherit: inherit= one of {', '.join(ends)}")
+        return fitting[0]
+    if whose not in ends:
+        raise ArchitectureError(f"inherit={whose!r}: allowed are {', '.join(ends)}")
+    return str(whose)
