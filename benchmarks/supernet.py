@@ -213,7 +213,8 @@ def table(answers: dict[str, list[dict[str, float]]], args: argparse.Namespace) 
         step = peak - items[0]["before_mb"]
         lines.append(
             f"| {way} | {passes} | {seconds:.2f} | {args.batch / seconds:.2f} | {args.batch * passes / seconds:.2f} "
-            f"| {faster:.2f} | {by_pass:.2f} | {peak:.0f} | {step:.0f} | {our_peak / peak:.2f} | {our_step / step:.2f} |"
+            f"| {faster:.2f} | {by_pass:.2f} | {peak:.0f} | {step:.0f} | {our_peak / peak:.2f} "
+            f"| {our_step / step:.2f} |"
         )
     return "\n".join(lines)
 

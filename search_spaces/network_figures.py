@@ -125,7 +125,7 @@ def count_macs(module: nn.Module, x: Tensor) -> int:
     """Count multiply-accumulate operations of convolutions and matrix products in evaluation mode."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module.eval()(x)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def count_params(module: nn.Module) -> int:

@@ -69,7 +69,7 @@ def _probabilities(
     layout: Layout, name: str, array: NDArray[np.float64], cell: Cell, logits: bool
 ) -> NDArray[np.float64]:
     place = (layout.scales.index(cell.scale), cell.layer - 1)
-    row = array[place]
+    row: NDArray[np.float64] = array[place]
     if not np.isfinite(row).all():
         raise ArchitectureError(
             f"{name}[{place[0]}, {place[1]}], the cell at scale {cell.scale} in layer {cell.layer}, is {row.tolist()}; "
@@ -78,4 +78,5 @@ def _probabilities(
     if not logits:
         return row
     shifted: NDArray[np.float64] = np.exp(row - row.max())
-    return shifted / shifted.sum()
+    normalised: NDArray[np.float64] = shifted / shifted.sum()
+    return normalised

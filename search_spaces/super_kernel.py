@@ -165,7 +165,7 @@ class SlicedConv2d(SilentSuperNetModule, nn.Conv2d):
     def _first_of_each_group(self, tensor: Tensor, out_channels: int, groups: int) -> Tensor:
         if groups == 1 or "groups" in self._rules or out_channels == self.out_channels:
             return tensor[:out_channels]
-        grouped = tensor.unflatten(0, (groups, self.out_channels // groups))
+        grouped: Tensor = tensor.unflatten(0, (groups, self.out_channels // groups))
         return grouped[:, : out_channels // groups].flatten(0, 1)
 
 

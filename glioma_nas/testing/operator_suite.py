@@ -80,12 +80,14 @@ class OperatorSuite:
         # The branch 2 keeps its scale; 4 goes down behind the cell, so that both of its outputs are in the network.
         sample |= {"branches": "2_4", "width_ends": _WIDTHS[0], "in_s4_l3": [0]}
         sample |= {"width_s2_l3": outgoing, "width_s4_l3": outgoing}
-        weights, values = {}, {}
+        weights: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
         for label, allowed in layout.choices.items():
             if label.startswith("width"):
                 values[label] = sample[label]
             else:
-                chosen = sample[label][0] if label.startswith("in_") else sample[label]
+                chosen: Any = sample[label]
+                chosen = chosen[0] if label.startswith("in_") else chosen
                 weights[label] = torch.tensor([float(value == chosen) for value in allowed])
         with probe.relaxation_slot.using(Relaxation("student", weights, values)):
             yield space, sample
