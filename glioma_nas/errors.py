@@ -58,6 +58,10 @@ class StorageError(GliomaNasError):
     """Report a folder that cannot be written or a disk that is nearly full."""
 
 
+class ResourceError(GliomaNasError):
+    """Report that memory or disk space will not suffice for what was asked."""
+
+
 class DivergedError(GliomaNasError):
     """Report a training run whose loss stopped being a finite number."""
 

@@ -55,7 +55,7 @@ class DerivedNetwork(nn.Module):
         for step in self.plan.steps:
             features.append(self.cells[step.name](stem if step.source is None else features[step.source]))
         finals = {scale: features[index] for scale, index in self.plan.outputs.items()}
-        logits: Tensor = self.head(finals)
+        logits: Tensor = self.head(*finals.values())
         if not self.training:
             return logits
         return {"logits": logits, **self.auxiliary(finals)}

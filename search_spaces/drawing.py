@@ -19,8 +19,8 @@ from glioma_nas.search_spaces.plan import NetworkPlan, Step
 _COLUMN_PX, _ROW_PX = 114, 96
 _BOX_WIDTH_PX, _BOX_HEIGHT_PX = 96, 62
 _MARGIN_PX = 70
-_SHARED_COLOUR = "#8b6cc1"
-_BRANCH_COLOURS = ("#2f7fd6", "#d9822b", "#35a06a", "#c2507f", "#8a8a2d")
+SHARED_COLOUR = "#8b6cc1"
+BRANCH_COLOURS = ("#2f7fd6", "#d9822b", "#35a06a", "#c2507f", "#8a8a2d")
 
 
 def describe(plan: NetworkPlan) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ class _Canvas:
         self.layout = layout
         self.plan = plan
         self.colours = {
-            scale: _BRANCH_COLOURS[layout.scales.index(scale) % len(_BRANCH_COLOURS)] for scale in plan.outputs
+            scale: BRANCH_COLOURS[layout.scales.index(scale) % len(BRANCH_COLOURS)] for scale in plan.outputs
         }
         self.steps_at: dict[Cell, list[Step]] = {}
         for step in plan.steps:
@@ -126,7 +126,7 @@ class _Canvas:
 
     def _used(self, x: float, y: float, steps: list[Step]) -> Iterable[str]:
         branches = {branch for step in steps for branch in step.branches}
-        colour = _SHARED_COLOUR if len(branches) > 1 else self.colours[min(branches)]
+        colour = SHARED_COLOUR if len(branches) > 1 else self.colours[min(branches)]
         yield (
             f'<rect x="{x - _BOX_WIDTH_PX / 2:g}" y="{y - _BOX_HEIGHT_PX / 2:g}" width="{_BOX_WIDTH_PX}" '
             f'height="{_BOX_HEIGHT_PX}" rx="8" fill="{colour}" fill-opacity="0.3" stroke="{colour}" '
@@ -141,7 +141,7 @@ class _Canvas:
             yield _text(x, y + (number - (len(lines) - 1) / 2) * 13, line)
 
     def paths(self) -> Iterable[str]:
-        colours = (_SHARED_COLOUR, *self.colours.values())
+        colours = (SHARED_COLOUR, *self.colours.values())
         for number, colour in enumerate(colours):
             yield (
                 f'<defs><marker id="{self.id}-{number}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="5" '
@@ -154,7 +154,7 @@ class _Canvas:
             for edge in pairwise(stops):
                 edges.setdefault(edge, []).append(final)
         for (start, end), finals in edges.items():
-            colour = _SHARED_COLOUR if len(finals) > 1 else self.colours[finals[0]]
+            colour = SHARED_COLOUR if len(finals) > 1 else self.colours[finals[0]]
             (x1, y1), (x2, y2) = self.centre(*start), self.centre(*end)
             x1 += self._half_width(start)
             x2 -= self._half_width(end)
@@ -188,7 +188,7 @@ class _Canvas:
         x, y = float(_MARGIN_PX), self.size[1] - 28
         entries = [(colour, f"branch 1/{scale}") for scale, colour in self.colours.items()]
         if any(len(step.branches) > 1 for step in self.plan.steps):
-            entries.append((_SHARED_COLOUR, "shared by branches"))
+            entries.append((SHARED_COLOUR, "shared by branches"))
         for colour, name in entries:
             yield f'<rect x="{x:g}" y="{y - 7}" width="14" height="14" rx="3" fill="{colour}" fill-opacity="0.6"/>'
             yield _text(x + 22, y, name, anchor="start")

@@ -59,11 +59,21 @@ class FusionHead(nn.Module):
         end_width: Each branch brings ``end_width · scale`` channels.
         channels: Channels inside the head.
         n_classes: Channels of the logits.
+        given: Scales of the features that it is called with, in their order; by default just ``scales``.
     """
 
-    def __init__(self, scales: Sequence[int], end_width: Channels, channels: int, n_classes: int) -> None:
+    def __init__(
+        self,
+        scales: Sequence[int],
+        end_width: Channels,
+        channels: int,
+        n_classes: int,
+        *,
+        given: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.scales = tuple(scales)
+        self._position = {scale: index for index, scale in enumerate(scales if given is None else given)}
         coarse_to_fine = self.scales[::-1]
         self.reduce = nn.ModuleList()
         self.refine = nn.ModuleList()
@@ -76,22 +86,23 @@ class FusionHead(nn.Module):
         self.fuse = conv_bn_relu(joined, channels, kernel_size=1)
         self.classify = nn.Sequential(conv_bn_relu(channels, channels), MutableConv2d(channels, n_classes, 1))
 
-    def forward(self, features: Mapping[int, Tensor]) -> Tensor:
+    def forward(self, *features: Tensor) -> Tensor:
         """Return logits.
 
         Args:
-            features: Final scale s → (N, end_width·s, H/s, W/s); further scales are ignored.
+            features: For each scale s that is given (N, end_width·s, H/s, W/s). One by one and not as a mapping: NNI's
+                Proxyless strategy saves what a choice is called with, and can save tensors only.
 
         Returns:
             Shape (N, K, H, W), at the size of the network's input.
         """
-        coarse_to_fine = self.scales[::-1]
-        x = features[coarse_to_fine[0]]
-        for index, finer in enumerate(coarse_to_fine[1:]):
-            x = enlarge(self.reduce[index](x), coarse_to_fine[index] // finer)
-            x = self.refine[index](torch.cat([features[finer], x], dim=1))
+        coarse_to_fine = [features[self._position[scale]] for scale in self.scales[::-1]]
+        x, below = coarse_to_fine[0], self.scales[-1]
+        for index, (finer, scale) in enumerate(zip(coarse_to_fine[1:], self.scales[-2::-1], strict=True)):
+            x = enlarge(self.reduce[index](x), below // scale)
+            x, below = self.refine[index](torch.cat([finer, x], dim=1)), scale
         if len(self.scales) > 1:
-            x = torch.cat([features[self.scales[0]], x], dim=1)
+            x = torch.cat([coarse_to_fine[-1], x], dim=1)
         return enlarge(self.classify(self.fuse(x)), self.scales[0])
 
 

@@ -77,6 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "stem": ("light", "two", "fasterseg"),
+    "merge": ("input", "output"),
     "pairs": ("all",),
     "skip_policy": ("remove", "conv"),
 }
@@ -127,9 +128,6 @@ class Layout:
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             _require(value in allowed, f"{name}={value!r}: {did_you_mean(str(value), allowed)}")
-        if self.merge != "input":
-            problem = "is not built" if self.merge == "output" else "is unknown"
-            raise ArchitectureError(f"merge={self.merge!r} {problem}; allowed: input (sum before the cell, eq. 4-3)")
         self._check_scales()
         self._check_widths()
         _require(len(self.operators) > 0, "operators is empty: name at least one registered operator")

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from nni.mutable import Categorical, CategoricalMultiple, LabeledMutable, SampleValidationError
+from nni.mutable import Categorical, LabeledMutable, SampleValidationError
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.space import current_model, model_context
+from rich.tree import Tree
 from torch import Tensor, nn
 
 from glioma_nas.architecture import Architecture
@@ -22,20 +23,37 @@ from glioma_nas.costs import OperatorSpec
 from glioma_nas.errors import ArchitectureError
 from glioma_nas.registry import search_spaces
 from glioma_nas.search_spaces.cost_model import CostModel, operator_specs
-from glioma_nas.search_spaces.decoder import decode
+from glioma_nas.search_spaces.decoder import decode, rank
 from glioma_nas.search_spaces.derived_network import DerivedNetwork, check_input
 from glioma_nas.search_spaces.drawing import describe, draw
 from glioma_nas.search_spaces.heads import AuxiliaryHeads, FusionHead, Stem
 from glioma_nas.search_spaces.layout import BRANCHES_LABEL, FROM_FINER, FROM_SAME, Cell, Layout
+from glioma_nas.search_spaces.network_figures import (
+    ArchitectureFigures,
+    OperatorFigures,
+    architecture_figures,
+    operator_figures,
+)
 from glioma_nas.search_spaces.operators import is_skip
+from glioma_nas.search_spaces.parameter_arrays import weights_from_arrays
 from glioma_nas.search_spaces.plan import NetworkPlan, make_plan
+from glioma_nas.search_spaces.raster_drawing import draw_png
+from glioma_nas.search_spaces.search_memory import SearchMemory, estimate_search_memory
 from glioma_nas.search_spaces.super_kernel import (
     ActiveWidths,
     MutationHook,
     inherit_weights,
     super_kernel_hook,
 )
-from glioma_nas.search_spaces.supernet import EveryHead, PerArchitecture, SearchCell, needed_strides
+from glioma_nas.search_spaces.supernet import (
+    EveryHead,
+    InputIndex,
+    PerArchitecture,
+    SearchCell,
+    needed_strides,
+    owner_of,
+)
+from glioma_nas.search_spaces.text_tree import architecture_tree
 
 SPACE_NAME = "nasbranet"
 
@@ -53,7 +71,8 @@ class NASBraNet(ModelSpace):
         n_branches: How many of the final scales the head merges.
         operators: Registered operator names.
         stem: ``light``, ``two`` or ``fasterseg``.
-        merge: ``input``: a node's inputs are summed before its operator (eq. 4-3).
+        merge: ``input``: a node's inputs are summed before its operator (eq. 4-3); ``output``: the operator runs on
+            each and the outputs are summed, at twice the cost (FasterSeg's code).
         pairs: ``all`` sets of ``n_branches`` scales.
         skip_policy: What becomes of stride-1 skips in the derived network: ``remove`` or ``conv`` (1×1 convolutions).
         in_channels: Sequences.
@@ -190,7 +209,7 @@ class NASBraNet(ModelSpace):
         check_input(x, self.stem, self.layout.divisor)
         features = self._final_features(x)
         if self._active is None:
-            logits = self.heads(features)
+            logits = self.heads(*features.values())
             return logits
         outputs: dict[str, Tensor] = self.heads(features)
         if self.training:
@@ -214,7 +233,7 @@ class NASBraNet(ModelSpace):
             same = keep.pop(sources[FROM_SAME]) if FROM_SAME in sources else None
             gate = gates.get(f"width_{cell.name}")
             keep[cell], down[cell] = self.cells[cell.name](finer, same if sources else stem, gate, needed[cell])
-        return {cell.scale: output for cell, output in keep.items() if output is not None}
+        return {scale: output for scale in layout.scales if (output := keep[Cell(scale, layout.n_layers)]) is not None}
 
     # What the rest of the project asks for --------------------------------------------------------------------------
 
@@ -276,6 +295,36 @@ class NASBraNet(ModelSpace):
         )
         return self.architecture(sample)
 
+    def decode_best(self, weights: Mapping[str, Any], n: int, **choices: Any) -> list[tuple[Architecture, float]]:
+        """Decode the ``n`` best architectures with their log scores, best first; see `rank` in the decoder module.
+
+        Args:
+            weights: As in `decode`.
+            n: How many.
+            choices: ``architecture``, ``branches``, ``method``, ``down_skips``, as in `decode`.
+        """
+        found = rank(self.layout, weights, n, skips=self._skips, **choices)
+        return [(self.architecture(item.sample), item.log_score) for item in found]
+
+    def decode_arrays(
+        self, alpha: Any, beta: Any, gamma: Any = None, *, branches: str, logits: bool = True, **choices: Any
+    ) -> Architecture:
+        """Decode the parameters of a search that was run elsewhere; see `weights_from_arrays` for the exact shapes.
+
+        Args:
+            alpha: Operators, shape (scales, layers, operators).
+            beta: Inputs, shape (scales, layers, 2): finer, same.
+            gamma: Widths, shape (scales, layers, widths); the teacher needs none.
+            branches: As in `decode`, like ``choices``.
+            logits: Whether a softmax is to be applied.
+            choices: ``architecture``, ``method``, ``down_skips``.
+
+        Raises:
+            ArchitectureError: A shape or a number does not fit; else as in `decode`.
+        """
+        weights = weights_from_arrays(self.layout, alpha, beta, gamma, logits=logits)
+        return self.decode(weights, branches=branches, **choices)
+
     def derive(self, architecture: Architecture | Mapping[str, Any], *, inherit: bool | str = False) -> DerivedNetwork:
         """Build the network of an architecture.
 
@@ -300,6 +349,23 @@ class NASBraNet(ModelSpace):
         """Return every operator that a network of this space can contain, once each."""
         return operator_specs(self.layout)
 
+    def figures(self, architecture: Architecture | Mapping[str, Any]) -> ArchitectureFigures:
+        """Count an architecture's MACs, parameters, activation memory and receptive field, without running it."""
+        return architecture_figures(self.layout, self.plan(architecture))
+
+    def operator_figures(self) -> dict[OperatorSpec, OperatorFigures]:
+        """Count every operator that a network of this space can contain, without running it."""
+        return {spec: operator_figures(spec) for spec in self.operator_specs()}
+
+    def search_memory(self, batch_size: int, *, architectures: Sequence[str] = ("teacher", "student")) -> SearchMemory:
+        """Estimate the memory of one search step before it starts; its ``require`` refuses what does not fit."""
+        return estimate_search_memory(
+            lambda: NASBraNet(**self.layout.options()),
+            self.layout,
+            batch_size=batch_size,
+            architectures=architectures,
+        )
+
     def counts(self) -> dict[str, int]:
         """Count cells, input choices, paths and networks; see `Layout.counts`."""
         return self.layout.counts()
@@ -307,6 +373,14 @@ class NASBraNet(ModelSpace):
     def draw(self, architecture: Architecture | Mapping[str, Any]) -> str:
         """Draw an architecture as SVG text; see `draw` in the drawing module."""
         return draw(self.layout, self.plan(architecture))
+
+    def draw_png(self, architecture: Architecture | Mapping[str, Any], *, dpi: int = 120) -> bytes:
+        """Draw an architecture as a PNG file; see `draw_png` in the raster drawing module."""
+        return draw_png(self.layout, self.plan(architecture), dpi=dpi)
+
+    def tree(self, architecture: Architecture | Mapping[str, Any]) -> Tree:
+        """Show an architecture as a tree for the terminal; see `architecture_tree`."""
+        return architecture_tree(self.layout, self.plan(architecture))
 
     def describe(self, architecture: Architecture | Mapping[str, Any]) -> list[dict[str, Any]]:
         """List an architecture's cells branch by branch; see `describe` in the drawing module."""
@@ -317,7 +391,7 @@ class NASBraNet(ModelSpace):
     def _mutable(self, label: str) -> LabeledMutable:
         values = self.layout.choices[label]
         if label.startswith("in_"):
-            return CategoricalMultiple(values, n_chosen=1, label=label)
+            return InputIndex(values, n_chosen=1, label=label)
         return Categorical(values, label=label)
 
     def _width(self, node: Cell | None) -> Any:
@@ -329,8 +403,10 @@ class NASBraNet(ModelSpace):
         return Stem(self.layout.stem, self.layout.in_channels, ends * finest, finest)
 
     def _make_heads(self, ends: Any) -> dict[str, nn.Module]:
-        channels, n_classes = self.layout.head_channels, self.layout.n_classes
-        return {name: FusionHead(s, ends, channels, n_classes) for name, s in self.layout.branch_sets.items()}
+        channels, n_classes, given = self.layout.head_channels, self.layout.n_classes, self.layout.scales
+        return {
+            name: FusionHead(s, ends, channels, n_classes, given=given) for name, s in self.layout.branch_sets.items()
+        }
 
     def _every_head(self, ends: Any) -> nn.Module:
         return EveryHead(self._make_heads(ends))
@@ -355,19 +431,12 @@ class NASBraNet(ModelSpace):
     def _inherit(self, network: DerivedNetwork, whose: bool | str) -> None:
         if self._active is None:
             raise ArchitectureError("only a supernet made by a one-shot strategy has weights to inherit")
-        names = list(self.stem.copies)
-        if whose is True:
-            own_end = {name: self._end_width(name) == network.plan.end_width for name in names}
-            fitting = [name for name in names if own_end[name]]
-            if len(fitting) != 1:
-                raise ArchitectureError(f"say whose stem and heads to inherit: inherit= one of {', '.join(names)}")
-            whose = fitting[0]
-        if whose not in names:
-            raise ArchitectureError(f"inherit={whose!r}: allowed are {', '.join(names)}")
-        inherit_weights(network.stem, self.stem.copies[whose])
-        inherit_weights(network.head, self.heads.copies[whose].heads[network.plan.branch_set])
+        ends = {name: self._end_width(name) for name in self.stem.copies}
+        owner = owner_of(ends, network.plan.end_width, whose)
+        inherit_weights(network.stem, self.stem.copies[owner])
+        inherit_weights(network.head, self.heads.copies[owner].heads[network.plan.branch_set])
         for scale, head in network.auxiliary.heads.items():
-            inherit_weights(head, self.auxiliary.copies[whose].heads[scale])
+            inherit_weights(head, self.auxiliary.copies[owner].heads[scale])
         for step in network.plan.steps:
             cell = self.cells[step.cell.name]
             inherit_weights(network.cells[step.name], (cell.down if step.stride == 2 else cell.keep)[step.operator])

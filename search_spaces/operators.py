@@ -11,6 +11,9 @@ Reference: Chen et al., FasterSeg, ICLR 2020 (zoomed convolution), https://arxiv
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch.nn.functional as F
@@ -33,6 +36,19 @@ def conv_bn_relu(in_channels: Channels, out_channels: Channels, kernel_size: int
     )
 
 
+_halves: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("glioma_nas_halves", default=None)
+
+
+@contextmanager
+def sharing_halves() -> Iterator[None]:
+    """Compute `halve` of each tensor once inside the block: a cell's candidates all halve the same input."""
+    token = _halves.set({})
+    try:
+        yield
+    finally:
+        _halves.reset(token)
+
+
 def halve(x: Tensor) -> Tensor:
     """Shrink by 2; for even sizes the 2×2 mean equals bilinear interpolation at factor 0.5, and every engine runs it
     fast.
@@ -43,7 +59,14 @@ def halve(x: Tensor) -> Tensor:
     Returns:
         Shape (N, C, H/2, W/2).
     """
-    return F.avg_pool2d(x, 2)
+    shared = _halves.get()
+    if shared is None:
+        return F.avg_pool2d(x, 2)
+    known = shared.get(id(x))
+    if known is None:
+        # The input is kept beside its half, so that no other tensor can get its identity while the block lasts.
+        known = shared[id(x)] = (x, F.avg_pool2d(x, 2))
+    return known[1]
 
 
 def enlarge(x: Tensor, factor: int) -> Tensor:
@@ -58,7 +81,12 @@ def enlarge(x: Tensor, factor: int) -> Tensor:
     return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-def _check_stride(stride: int) -> None:
+def check_stride(stride: int) -> None:
+    """Check the stride an operator is asked for.
+
+    Raises:
+        ArchitectureError: Neither 1 nor 2.
+    """
     if stride not in (1, 2):
         raise ArchitectureError(f"operator stride {stride}: allowed are 1 (keep the scale) and 2 (go down one scale)")
 
@@ -71,7 +99,7 @@ class Skip(nn.Module):
 
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
         super().__init__()
-        _check_stride(stride)
+        check_stride(stride)
         self.stride = stride
         self.body = conv_bn_relu(in_channels, out_channels, kernel_size=1)
 
@@ -87,7 +115,7 @@ class Conv3x3(nn.Module):
 
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
         super().__init__()
-        _check_stride(stride)
+        check_stride(stride)
         self.body = conv_bn_relu(in_channels, out_channels, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +130,7 @@ class Conv3x3Twice(nn.Module):
 
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
         super().__init__()
-        _check_stride(stride)
+        check_stride(stride)
         self.body = nn.Sequential(
             conv_bn_relu(in_channels, out_channels, stride=stride), conv_bn_relu(out_channels, out_channels)
         )
@@ -116,7 +144,7 @@ class Conv3x3Twice(nn.Module):
 class _Zoomed(nn.Module):
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int, *, depth: int) -> None:
         super().__init__()
-        _check_stride(stride)
+        check_stride(stride)
         self.stride = stride
         units = [conv_bn_relu(in_channels if i == 0 else out_channels, out_channels) for i in range(depth)]
         self.body = nn.Sequential(*units)

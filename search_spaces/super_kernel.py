@@ -103,7 +103,8 @@ class SlicedConv2d(SilentSuperNetModule, nn.Conv2d):
     """A convolution whose weight is sliced to the active widths.
 
     Output channels (and groups) follow their expressions; input channels follow the input, which is what the layer
-    before was sliced to.
+    before was sliced to. With a fixed number of groups each group is sliced by itself, so that its kernels stay its own
+    at every width; with as many groups as channels (depthwise) the first groups are used.
     """
 
     def __init__(self, arguments: Mapping[str, Any], active: ActiveWidths) -> None:
@@ -117,6 +118,7 @@ class SlicedConv2d(SilentSuperNetModule, nn.Conv2d):
         sizes = {name: channel_values(value)[-1] for name, value in mutable.items()}
         if "groups" in mutable:
             sizes["groups"] = _max_groups(arguments)
+        self._check_groups(arguments, mutable)
         super().__init__(**{**arguments, **sizes})
         self._rules = {name: ChannelRule(value, active) for name, value in mutable.items() if name != "in_channels"}
 
@@ -130,15 +132,41 @@ class SlicedConv2d(SilentSuperNetModule, nn.Conv2d):
             return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, groups)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
 
+    @staticmethod
+    def _check_groups(arguments: Mapping[str, Any], mutable: Mapping[str, Any]) -> None:
+        groups = arguments.get("groups", 1)
+        if "groups" in mutable or groups == 1:
+            return
+        for name in ("in_channels", "out_channels"):
+            odd = [value for value in channel_values(arguments[name]) if value % groups]
+            if odd:
+                raise ArchitectureError(
+                    f"a convolution in {groups} groups cannot have {odd[0]} {name}; choose widths that are multiples "
+                    f"of {groups}, or leave the operator out"
+                )
+
     def sliced(self, in_channels: int, out_channels: int, groups: int) -> tuple[Tensor, Tensor | None]:
         """Return the part of weight (out, in/groups, kh, kw) and bias (out,) that a convolution of these sizes uses."""
-        weight = self.weight[:out_channels, : in_channels // groups]
-        if weight.shape[:2] != (out_channels, in_channels // groups):
+        if (
+            out_channels > self.out_channels
+            or in_channels // groups > self.weight.shape[1]
+            or out_channels % groups
+            or in_channels % groups
+        ):
             raise ArchitectureError(
                 f"a super-kernel of {self.out_channels}x{self.in_channels} channels cannot be sliced to "
                 f"{out_channels}x{in_channels} in {groups} group(s)"
             )
-        return weight, None if self.bias is None else self.bias[:out_channels]
+        return (
+            self._first_of_each_group(self.weight, out_channels, groups)[:, : in_channels // groups],
+            None if self.bias is None else self._first_of_each_group(self.bias, out_channels, groups),
+        )
+
+    def _first_of_each_group(self, tensor: Tensor, out_channels: int, groups: int) -> Tensor:
+        if groups == 1 or "groups" in self._rules or out_channels == self.out_channels:
+            return tensor[:out_channels]
+        grouped: Tensor = tensor.unflatten(0, (groups, self.out_channels // groups))
+        return grouped[:, : out_channels // groups].flatten(0, 1)
 
 
 def _max_groups(arguments: Mapping[str, Any]) -> int:

@@ -5,16 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from nni.mutable import CategoricalMultiple
 from nni.nas.nn.pytorch import InputChoice, LayerChoice
 from torch import Tensor, nn
 
+from glioma_nas.errors import ArchitectureError
 from glioma_nas.registry import operators
 from glioma_nas.search_spaces.layout import FROM_FINER, Cell, Layout
+from glioma_nas.search_spaces.operators import sharing_halves
 from glioma_nas.search_spaces.super_kernel import ActiveWidths, SilentSuperNetModule
+
+
+class InputIndex(CategoricalMultiple):
+    """The choice of one input; unlike NNI's own class it can say so to NNI's tuners (TPE)."""
+
+    def as_legacy_dict(self) -> dict[str, Any]:
+        """Return the form of NNI's experiments: a choice among lists of one index."""
+        return {"_type": "choice", "_value": [[value] for value in self.values]}
 
 
 class SearchCell(nn.Module):
     """One grid position: mix of inputs, then one operator choice with a keep and a down output.
+
+    With ``merge="output"`` the operators run on each input by itself and their outputs are mixed, as FasterSeg's code
+    does: twice the work for a node with two inputs. Networks derived from either supernet are the same.
 
     Args:
         layout: The space.
@@ -24,6 +38,7 @@ class SearchCell(nn.Module):
 
     def __init__(self, layout: Layout, cell: Cell, width_of: Callable[[Cell | None], Any]) -> None:
         super().__init__()
+        self.merge = layout.merge
         self.input = None
         if layout.has_input_choice(cell):
             self.input = InputChoice(2, n_chosen=1, reduction="sum", label=f"in_{cell.name}")
@@ -53,14 +68,21 @@ class SearchCell(nn.Module):
         """
         if not strides:
             return None, None
-        x: Any = same if finer is None else finer
-        if self.input is not None:
-            x = self.input([finer, same])
+        inputs = [source for source in (finer, same) if source is not None]
+        if self.merge == "input" and len(inputs) == 2 and self.input is not None:
+            inputs = [self.input(inputs)]
         if gate is not None:
-            x = x * gate
-        keep = self.keep(x) if 1 in strides else None
-        down = self.down(x) if 2 in strides and self.down is not None else None
+            inputs = [x * gate for x in inputs]
+        with sharing_halves():
+            keep = self._output(self.keep, inputs) if 1 in strides else None
+            down = self._output(self.down, inputs) if 2 in strides and self.down is not None else None
         return keep, down
+
+    def _output(self, choice: nn.Module, inputs: list[Tensor]) -> Tensor:
+        # Which sources there are was decided by `needed_strides`: with one, there is nothing to mix.
+        outputs = [choice(x) for x in inputs]
+        output: Tensor = outputs[0] if self.input is None or len(outputs) == 1 else self.input(outputs)
+        return output
 
 
 def needed_strides(layout: Layout, weights: Mapping[str, Tensor]) -> dict[Cell, set[int]]:
@@ -120,4 +142,25 @@ class EveryHead(SilentSuperNetModule):
 
     def forward(self, features: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Return ``pair_<scales>`` → logits (N, K, H, W)."""
-        return {f"pair_{name}": head(features) for name, head in self.heads.items()}
+        return {f"pair_{name}": head(*features.values()) for name, head in self.heads.items()}
+
+
+def owner_of(ends: Mapping[str, int], end_width: int, whose: bool | str) -> str:
+    """Say whose stem and heads a network inherits.
+
+    Args:
+        ends: Architecture name → its end width.
+        end_width: The network's.
+        whose: A name, or ``True`` for the only one with that end width.
+
+    Raises:
+        ArchitectureError: There is no such architecture, or more than one.
+    """
+    if whose is True:
+        fitting = [name for name, width in ends.items() if width == end_width]
+        if len(fitting) != 1:
+            raise ArchitectureError(f"say whose stem and heads to inherit: inherit= one of {', '.join(ends)}")
+        return fitting[0]
+    if whose not in ends:
+        raise ArchitectureError(f"inherit={whose!r}: allowed are {', '.join(ends)}")
+    return str(whose)

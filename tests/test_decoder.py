@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from glioma_nas.errors import ArchitectureError
-from glioma_nas.search_spaces.decoder import best_paths, decode
+from glioma_nas.search_spaces.decoder import decode
 from glioma_nas.search_spaces.drawing import describe
 from glioma_nas.search_spaces.layout import Cell, Layout
+from glioma_nas.search_spaces.path_decoder import best_paths
 from glioma_nas.search_spaces.plan import make_plan
 
 SKIPS = frozenset({"skip"})

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.image import imread as read_png
+from rich.console import Console
 from supernets import random_sample
 
 from glioma_nas.search_spaces.layout import PRESETS
@@ -71,3 +74,34 @@ def test_two_drawings_on_one_page_have_different_ids() -> None:
         for seed in (0, 1)
     ]
     assert ids[0] and ids[0].isdisjoint(ids[1])
+
+
+@pytest.mark.parametrize("preset", ["tiny", "thesis"])
+def test_png_is_a_picture_of_the_network(preset: str) -> None:
+    space = NASBraNet(preset)
+    png = space.draw_png(random_sample(space, 1), dpi=50)
+    assert png.startswith(b"\x89PNG")
+    pixels = read_png(io.BytesIO(png))
+    assert pixels.shape[1] > pixels.shape[0]
+    # Saturated colours are the branches; a drawing without any would show no network.
+    colourful = (pixels[..., :3].max(-1) - pixels[..., :3].min(-1)) > 0.3
+    assert 0.001 < colourful.mean() < 0.5
+    assert png == space.draw_png(random_sample(space, 1), dpi=50)
+    assert png != space.draw_png(random_sample(space, 2), dpi=50)
+
+
+def test_tree_names_every_cell_once_and_ends_each_branch_in_the_head() -> None:
+    space = NASBraNet("thesis")
+    for seed in range(3):
+        sample = random_sample(space, seed)
+        console = Console(width=120, file=io.StringIO(), record=True)
+        console.print(space.tree(sample))
+        lines = console.export_text().splitlines()
+        plan = space.plan(sample)
+        assert sum("layer" in line for line in lines) == len(plan.steps)
+        assert sum("shared by" in line for line in lines) == sum(len(step.branches) > 1 for step in plan.steps)
+        for scale in plan.outputs:
+            assert sum(f"head takes branch 1/{scale}" in line for line in lines) == 1
+        for row in space.describe(sample):
+            text = f"{row['operator']}  χ {row['width']} · {row['out_channels']} ch"
+            assert any(f"layer {row['layer']:>2}  1/{row['scale']}" in line and text in line for line in lines)

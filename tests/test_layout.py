@@ -84,7 +84,7 @@ def test_options_are_plain_json_and_build_the_same_layout(preset: str) -> None:
         ({"n_layers": 0}, "whole number ≥ 1"),
         ({"n_classes": 1}, "expected 2 or more"),
         ({"stem": "lite"}, "did you mean 'light'"),
-        ({"merge": "output"}, "merge='output' is not built; allowed: input"),
+        ({"merge": "sum"}, "merge='sum': .*Allowed: input, output"),
         ({"operators": ()}, "operators is empty"),
         ({"operators": ("skip", "skip")}, "operators repeat"),
         ({"operators": "skip"}, "expected a list"),

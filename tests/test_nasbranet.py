@@ -26,6 +26,7 @@ from glioma_nas.search_spaces.super_kernel import SlicedConv2d, SwitchableBatchN
 
 IMAGE = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(1))
 PAIRS = ("2_4", "2_8", "4_8")
+EXTRA_OPERATORS = ("skip", "grouped_conv", "dilated_conv", "depthwise_separable", "mbconv")
 
 
 def test_space_is_registered_by_name() -> None:
@@ -45,7 +46,7 @@ def test_simplify_gives_one_nni_mutable_for_each_choice() -> None:
     found = space.simplify()
     assert list(found) == list(space.layout.choices)
     for label, mutable in found.items():
-        assert type(mutable) is (CategoricalMultiple if label.startswith("in_") else Categorical)
+        assert isinstance(mutable, CategoricalMultiple if label.startswith("in_") else Categorical)
         assert tuple(mutable.values) == space.layout.choices[label]
 
 
@@ -63,8 +64,8 @@ def test_own_mutables_agree_with_those_nni_finds_in_the_modules() -> None:
     for module in space.modules():
         for mutable in getattr(module, "mutables", []) if module is not space else []:
             in_modules.update(mutable.simplify())
-    assert {label: repr(mutable) for label, mutable in in_modules.items()} == {
-        label: repr(mutable) for label, mutable in space.simplify().items()
+    assert {label: mutable.extra_repr() for label, mutable in in_modules.items()} == {
+        label: mutable.extra_repr() for label, mutable in space.simplify().items()
     }
 
 
@@ -78,9 +79,10 @@ def test_forward_without_strategy_gives_logits() -> None:
     assert NASBraNet("tiny", n_classes=3)(IMAGE).shape == (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize("options", [{}, {"operators": EXTRA_OPERATORS}, {"merge": "output"}], ids=str)
 @pytest.mark.parametrize("strategy", [DARTS, GumbelDARTS, RandomOneShot])
-def test_nni_one_shot_strategy_trains_the_space_unmodified(strategy: type) -> None:
-    space = NASBraNet("tiny")
+def test_nni_one_shot_strategy_trains_the_space_unmodified(strategy: type, options: dict[str, Any]) -> None:
+    space = NASBraNet("tiny", **options)
     strategy().mutate_model(space)
     if strategy is RandomOneShot:
         drawn: dict[str, Any] = {}
@@ -176,7 +178,7 @@ def check_same_logits(space: NASBraNet, slot: Any, sample: dict[str, Any]) -> No
     with slot.using(one_hot(space.layout, sample, architecture)), torch.no_grad():
         expected = space.eval()(IMAGE)[f"pair_{sample['branches']}"]
         logits = network(IMAGE)
-    assert float(expected.std(dim=(2, 3)).min()) > 1e-3, "constant logits prove nothing"
+    assert float(expected.std(dim=(2, 3)).min()) > 1e-4, "constant logits prove nothing"
     torch.testing.assert_close(logits, expected)
 
 
@@ -196,10 +198,38 @@ def test_one_hot_supernet_equals_derived_network(pair: str, operator: str, width
 
 
 @pytest.mark.slow
-def test_one_hot_supernet_equals_derived_network_for_random_samples() -> None:
-    space, slot = tiny_supernet(skip_policy="conv")
-    for seed in range(40):
+@pytest.mark.parametrize("merge", ["input", "output"])
+@pytest.mark.parametrize("operators", [THESIS_OPERATORS, EXTRA_OPERATORS])
+def test_one_hot_supernet_equals_derived_network_for_random_samples(operators: tuple[str, ...], merge: str) -> None:
+    space, slot = tiny_supernet(skip_policy="conv", operators=operators, merge=merge)
+    for seed in range(20):
         check_same_logits(space, slot, random_sample(space, seed))
+
+
+def test_merge_output_runs_a_cell_on_both_inputs_and_mixes_what_comes_out() -> None:
+    space, slot = tiny_supernet(merge="output", operators=["conv3x3"])
+    relaxation, *_ = soft(space.layout, "student")
+    cell = space.eval().cells["s4_l3"]
+    finer, same = torch.randn(2, 1, 8, 8, 8)
+    with slot.using(relaxation), torch.no_grad():
+        keep, down = cell(finer, same)
+        both = [cell(x, None)[0] for x in (finer, same)]
+    torch.testing.assert_close(keep, 0.5 * (both[0] + both[1]))
+    assert down.shape == (1, 16, 4, 4)
+    space_before, slot_before = tiny_supernet(merge="input", operators=["conv3x3"])
+    with slot_before.using(relaxation), torch.no_grad():
+        mixed, _ = space_before.eval().cells["s4_l3"](finer, same)
+    assert not torch.allclose(mixed, keep), "a sum before a ReLU is not the sum after it"
+
+
+def test_supernet_in_channels_last_gives_the_same_logits() -> None:
+    space, slot = tiny_supernet()
+    relaxation, *_ = soft(space.layout, "student")
+    with slot.using(relaxation), torch.no_grad():
+        expected = space.eval()(IMAGE)
+        found = space.to(memory_format=torch.channels_last)(IMAGE)
+    for name, logits in expected.items():
+        torch.testing.assert_close(found[name], logits, atol=1e-4, rtol=1e-4)
 
 
 def test_constant_choices_run_only_what_reaches_a_head() -> None:

@@ -8,8 +8,9 @@ from torch import nn
 
 from glioma_nas.errors import ArchitectureError, UnknownNameError
 from glioma_nas.registry import operators
-from glioma_nas.search_spaces.layout import THESIS_OPERATORS
-from glioma_nas.search_spaces.operators import enlarge, halve, is_skip
+from glioma_nas.search_spaces.layout import THESIS_OPERATORS, Layout
+from glioma_nas.search_spaces.operators import enlarge, halve, is_skip, sharing_halves
+from glioma_nas.testing.operator_suite import OperatorSuite
 
 
 def plain(name: str, in_channels: int = 3, out_channels: int = 5, stride: int = 1) -> nn.Module:
@@ -87,3 +88,51 @@ def test_is_skip_tells_the_skip_only() -> None:
 def test_is_skip_names_the_nearest_operator_when_unknown() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'zoomed_conv'"):
         is_skip("zomed_conv")
+
+
+def test_halves_are_shared_inside_a_block_only() -> None:
+    x = torch.randn(1, 2, 8, 8)
+    with sharing_halves():
+        assert halve(x) is halve(x)
+        assert halve(x.clone()) is not halve(x)
+    assert halve(x) is not halve(x)
+    torch.testing.assert_close(halve(x), F.avg_pool2d(x, 2))
+
+
+def registered_in_tree() -> list[str]:
+    return [entry.name for entry in operators.entries() if entry.origin == "in-tree"]
+
+
+# The shared suite over every operator that ships, so that none can be added without it.
+for _name in registered_in_tree():
+    _title = "Test" + _name.title().replace("_", "")
+    globals()[_title] = type(_title, (OperatorSuite,), {"name": _name})
+
+
+def test_operators_beside_the_five_are_offered_but_not_in_a_space_by_default() -> None:
+    extra = {"grouped_conv", "dilated_conv", "depthwise_separable", "mbconv"}
+    assert set(registered_in_tree()) == set(THESIS_OPERATORS) | extra
+    assert Layout.from_options("thesis").operators == THESIS_OPERATORS
+
+
+def test_grouped_conv_has_two_groups_and_dilated_conv_rate_two() -> None:
+    def only_conv(name: str) -> nn.Conv2d:
+        (conv,) = (module for module in plain(name, 4, 8).modules() if isinstance(module, nn.Conv2d))
+        return conv
+
+    assert only_conv("grouped_conv").groups == 2
+    assert only_conv("grouped_conv").weight.shape == (8, 2, 3, 3)
+    assert only_conv("dilated_conv").dilation == (2, 2)
+
+
+def test_depthwise_separable_convolves_each_channel_by_itself() -> None:
+    groups = [m.groups for m in plain("depthwise_separable", 6, 4).modules() if isinstance(m, nn.Conv2d)]
+    assert groups == [6, 1]
+
+
+def test_mbconv_adds_its_input_where_shapes_agree() -> None:
+    x = torch.randn(1, 4, 8, 8)
+    for out_channels, stride, added in ((4, 1, True), (8, 1, False), (4, 2, False)):
+        module = plain("mbconv", 4, out_channels, stride).eval()
+        expected = module.body(x) + x if added else module.body(x)
+        torch.testing.assert_close(module(x), expected)

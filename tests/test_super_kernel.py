@@ -62,6 +62,28 @@ def test_sliced_conv_slices_depthwise_groups(width: int) -> None:
         torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight[: width * 2], groups=width * 2))
 
 
+@pytest.mark.parametrize(("incoming", "outgoing"), [(4, 4), (4, 8), (8, 4), (8, 8)])
+def test_sliced_conv_slices_each_of_a_fixed_number_of_groups(incoming: int, outgoing: int) -> None:
+    conv = SlicedConv2d(
+        {"in_channels": choice("i") * 2, "out_channels": choice() * 2, "groups": 2, "kernel_size": 3}, ACTIVE
+    )
+    assert conv.weight.shape == (8, 4, 3, 3)
+    small = nn.Conv2d(incoming, outgoing, 3, groups=2)
+    half_in, half_out = incoming // 2, outgoing // 2
+    with torch.no_grad():
+        # The second group's kernels start at row 4 of the widest, whatever the width.
+        small.weight.copy_(torch.cat([conv.weight[:half_out, :half_in], conv.weight[4 : 4 + half_out, :half_in]]))
+        small.bias.copy_(torch.cat([conv.bias[:half_out], conv.bias[4 : 4 + half_out]]))
+    x = torch.randn(1, incoming, 5, 5)
+    with using(w=outgoing // 2, i=incoming // 2):
+        torch.testing.assert_close(conv(x), small(x))
+
+
+def test_sliced_conv_refuses_channels_that_groups_do_not_divide() -> None:
+    with pytest.raises(ArchitectureError, match="in 4 groups cannot have 2 out_channels; choose widths"):
+        SlicedConv2d({"in_channels": 4, "out_channels": choice(), "groups": 4, "kernel_size": 1}, ACTIVE)
+
+
 def test_sliced_conv_refuses_a_choice_of_kernel_size() -> None:
     with pytest.raises(ArchitectureError, match="choice in kernel_size"):
         SlicedConv2d({"in_channels": 2, "out_channels": 2, "kernel_size": nni.choice("k", [3, 5])}, ACTIVE)

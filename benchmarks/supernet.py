@@ -1,0 +1,243 @@
+"""Time and weigh one full search step of our supernet beside two other ways to take it.
+
+    python benchmarks/supernet.py --preset small --batch 4 --rounds 7
+
+A full step trains α, β, γ (the teacher widest, the student sampled) and W (the teacher widest, the student widest,
+narrowest and sampled): six passes, each back-propagated at once. It is compared with
+
+* ``nni``: NNI's GumbelDARTS on the same space and data, its own step: one pass for the architecture, one for W. Since
+  it passes twice where we pass six times, the table gives throughput by step and by pass;
+* ``output``: FasterSeg's order in our space: every cell runs on both inputs and sums after, and the graphs of all
+  passes are held until one backward pass at the end.
+
+Each way runs in a process of its own, for its peak memory; the processes take turns, one step each, so that slow spells
+of the machine hit all alike. Throughput is the median over the rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+WAYS = ("ours", "channels_last", "nni", "output")
+
+
+def make_step(way: str, args: argparse.Namespace) -> Callable[[], int]:
+    """Build a supernet with its optimisers and return a function that takes one step and says how many passes."""
+    import nni.nas.strategy
+    import torch
+
+    from glioma_nas import registry
+    from glioma_nas.losses import segmentation_loss
+    from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
+    from glioma_nas.strategies.one_shot import CoSearch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    options: dict[str, Any] = {"merge": "output"} if way == "output" else {}
+    if args.image_size:
+        options["image_size_px"] = args.image_size
+    space = registry.search_spaces.get("nasbranet")(args.preset, **options)
+    layout = space.layout
+    strategy = nni.nas.strategy.GumbelDARTS() if way == "nni" else CoSearch(latency_weight=0)
+    strategy.mutate_model(space)
+    space.train().to(device)
+    side = layout.image_size_px
+    images = torch.randn(2, args.batch, layout.in_channels, side, side, device=device)
+    masks = torch.randint(layout.n_classes, (2, args.batch, side, side), device=device)
+    if way == "channels_last":
+        space.to(memory_format=torch.channels_last)
+        images = torch.stack([batch.contiguous(memory_format=torch.channels_last) for batch in images])
+    loss_of = segmentation_loss("focal")
+
+    if way == "nni":
+        alphas = [parameter for name, parameter in space.named_parameters() if "_arch_alpha" in name]
+        known = {id(parameter) for parameter in alphas}
+        weights = [parameter for parameter in space.parameters() if id(parameter) not in known]
+        w_optimizer, a_optimizer = _optimizers(weights, alphas)
+
+        def nni_step() -> int:
+            for optimizer, image, mask in ((a_optimizer, images[1], masks[1]), (w_optimizer, images[0], masks[0])):
+                optimizer.zero_grad()
+                loss_of(space(image), mask).backward()
+                optimizer.step()
+            return 2
+
+        return nni_step
+
+    sets = {
+        name: ArchitectureParameters(
+            name,
+            choices=choices_of(space),
+            groups=groups_of(space),
+            fixed=space.fixed_choices[name],
+            search_widths=name == "student",
+        ).to(device)
+        for name in ("teacher", "student")
+    }
+    weights = list(space.parameters())
+    w_optimizer, a_optimizer = _optimizers(weights, [p for item in sets.values() for p in item.parameters()])
+    passes = [("teacher", "max"), ("student", "max"), ("student", "min"), ("student", "sampled")]
+    slot = strategy.relaxation_slot
+
+    def loss(name: str, rule: str, image: Any, mask: Any, *, differentiable: bool) -> Any:
+        with slot.using(sets[name].relaxation(rule, differentiable=differentiable)):
+            return loss_of(space(image), mask)
+
+    def step() -> int:
+        for parameter in weights:
+            parameter.requires_grad_(False)
+        a_optimizer.zero_grad()
+        for name in sets:
+            loss(name, "sampled", images[1], masks[1], differentiable=True).backward()
+        a_optimizer.step()
+        for parameter in weights:
+            parameter.requires_grad_(True)
+        w_optimizer.zero_grad()
+        for name, rule in passes:
+            loss(name, rule, images[0], masks[0], differentiable=False).backward()
+        w_optimizer.step()
+        return 6
+
+    def step_with_all_graphs_held() -> int:
+        # FasterSeg does not freeze W in the architecture step, and sums all losses before one backward pass.
+        a_optimizer.zero_grad()
+        sum(loss(name, "sampled", images[1], masks[1], differentiable=True) for name in sets).backward()
+        a_optimizer.step()
+        w_optimizer.zero_grad()
+        sum(loss(name, rule, images[0], masks[0], differentiable=False) for name, rule in passes).backward()
+        w_optimizer.step()
+        return 6
+
+    return step_with_all_graphs_held if way == "output" else step
+
+
+def _optimizers(weights: Any, architecture: Any) -> tuple[Any, Any]:
+    import torch
+
+    return (
+        torch.optim.SGD(weights, lr=0.01, momentum=0.9, weight_decay=5e-4),
+        torch.optim.Adam(architecture, lr=3e-4, betas=(0.5, 0.999)),
+    )
+
+
+def work(way: str, args: argparse.Namespace) -> None:
+    """Take a step for every line on standard input; answer with its seconds, and memory, as a line of JSON."""
+    import torch
+
+    # A throw-away convolution first: what the libraries themselves take is not the step's.
+    torch.nn.functional.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))
+    step = make_step(way, args)
+    cuda = args.device.startswith("cuda")
+    resident = _resident_mb()
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        passes = step()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else _peak_mb()
+        print(json.dumps({"s": seconds, "passes": passes, "peak_mb": peak, "before_mb": resident}), flush=True)
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _resident_mb() -> float:
+    import psutil
+
+    return float(psutil.Process().memory_info().rss / 1e6)
+
+
+def measure(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Let the ways take turns and return what each answered, round by round, the warm-up left out."""
+    workers = {
+        way: subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--work", way],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for way in args.ways
+    }
+    answers: dict[str, list[dict[str, float]]] = {way: [] for way in workers}
+    for number in range(args.warmup + args.rounds):
+        for way, worker in workers.items():
+            assert worker.stdin is not None and worker.stdout is not None
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+            while line and not line.startswith("{"):
+                line = worker.stdout.readline()
+            if not line:
+                raise SystemExit(f"the process of '{way}' ended with code {worker.wait()}")
+            if number >= args.warmup:
+                answers[way].append(json.loads(line))
+    for worker in workers.values():
+        worker.communicate()
+    return answers
+
+
+def table(answers: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> str:
+    """Render the result as markdown; ratios say how many times as fast ours is, and what share of memory it takes."""
+    import platform
+
+    import torch
+
+    ours = answers["ours"]
+    lines = [
+        f"preset {args.preset}, batch {args.batch}, {args.threads} thread(s), {args.device}, {platform.machine()}, "
+        f"torch {torch.__version__}; medians of {args.rounds} alternating rounds after {args.warmup} warm-up",
+        "",
+        "| way | passes | s/step | slices/s by step | slices/s by pass | ours: × by step | ours: × by pass "
+        "| peak MB | step MB | ours: share of peak | ours: share of step |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    our_peak = max(item["peak_mb"] for item in ours)
+    our_step = our_peak - ours[0]["before_mb"]
+    for way, items in answers.items():
+        seconds = statistics.median(item["s"] for item in items)
+        passes = int(items[0]["passes"])
+        faster = statistics.median(its["s"] / own["s"] for its, own in zip(items, ours, strict=True))
+        by_pass = faster * ours[0]["passes"] / passes
+        peak = max(item["peak_mb"] for item in items)
+        step = peak - items[0]["before_mb"]
+        lines.append(
+            f"| {way} | {passes} | {seconds:.2f} | {args.batch / seconds:.2f} | {args.batch * passes / seconds:.2f} "
+            f"| {faster:.2f} | {by_pass:.2f} | {peak:.0f} | {step:.0f} | {our_peak / peak:.2f} "
+            f"| {our_step / step:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Parse the command line and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--image-size", type=int, default=None, help="side of the slices; the preset's by default")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--work", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        work(args.work, args)
+    else:
+        print(table(measure(args), args))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
