@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-WAYS = ("ours", "channels_last", "nni", "output")
+WAYS = ("ours", "nni", "output")
 
 
 def make_step(way: str, args: argparse.Namespace) -> Callable[[], int]:
@@ -53,9 +53,6 @@ def make_step(way: str, args: argparse.Namespace) -> Callable[[], int]:
     side = layout.image_size_px
     images = torch.randn(2, args.batch, layout.in_channels, side, side, device=device)
     masks = torch.randint(layout.n_classes, (2, args.batch, side, side), device=device)
-    if way == "channels_last":
-        space.to(memory_format=torch.channels_last)
-        images = torch.stack([batch.contiguous(memory_format=torch.channels_last) for batch in images])
     loss_of = segmentation_loss("focal")
 
     if way == "nni":

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from nni.mutable import Categorical, LabeledMutable, SampleValidationError
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.space import current_model, model_context
@@ -209,7 +210,9 @@ class NASBraNet(ModelSpace):
         check_input(x, self.stem, self.layout.divisor)
         features = self._final_features(x)
         if self._active is None:
-            logits = self.heads(*features.values())
+            # A dry run of NNI's LayerChoice takes one argument only.
+            head = self.heads[self.heads.names[0]] if type(self.heads) is LayerChoice else self.heads
+            logits = head(*features.values())
             return logits
         outputs: dict[str, Tensor] = self.heads(features)
         if self.training:
@@ -225,6 +228,8 @@ class NASBraNet(ModelSpace):
             gates, needed = current.gates, needed_strides(layout, current.weights)
         keep: dict[Cell, Tensor | None] = {}
         down: dict[Cell, Tensor | None] = {}
+        if self._active is not None:
+            x = x.contiguous(memory_format=torch.channels_last)  # as the super-kernels are
         stem = self.stem(x)
         for cell in layout.cells:
             sources = layout.inputs(cell)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401  # first: nni.nas.oneshot before it leaves NNI's one-shot strategies unusable
+import torch
 import torch.nn.functional as F
 from nni.mutable import MutableExpression
 from nni.nas.nn.pytorch import MutableBatchNorm2d, MutableConv2d
@@ -120,6 +121,9 @@ class SlicedConv2d(SilentSuperNetModule, nn.Conv2d):
             sizes["groups"] = _max_groups(arguments)
         self._check_groups(arguments, mutable)
         super().__init__(**{**arguments, **sizes})
+        # Channels last: a slice of the channels stays a layout that convolutions take without copying, and on CPU and
+        # GPU alike they run faster in it. What flows through the supernet follows the weights.
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
         self._rules = {name: ChannelRule(value, active) for name, value in mutable.items() if name != "in_channels"}
 
     def forward(self, x: Tensor) -> Tensor:
