@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from glioma_nas.errors import CohortError, ConfigError
 from glioma_nas.files import read_json, write_json
 from glioma_nas.losses import distillation_loss, segmentation_loss
-from glioma_nas.nni_bridge import current_sample, sample_key
+from glioma_nas.nni_bridge import current_sample, in_trial, sample_key
 from glioma_nas.prepared import PreparedCase, PreparedCohort
 from glioma_nas.progress import Progress
 from glioma_nas.registry import evaluators
@@ -325,7 +325,7 @@ class SegmentationEvaluator(Lightning):
         """
         sample = current_sample()
         dice = self._evaluate_alone(model) if sample is None else self._evaluate_trial(model, sample)
-        if dice is not None and nni.get_current_parameter() is not None:
+        if dice is not None and in_trial():
             nni.report_final_result({"default": dice, "dice": dice})
         return dice
 

@@ -15,7 +15,7 @@ from typing import Any
 import nni
 import nni.trial
 from nni.nas.execution import SequentialExecutionEngine
-from nni.nas.space import RawFormatModelSpace
+from nni.nas.space import ModelStatus, RawFormatModelSpace
 
 from glioma_nas.architecture import Architecture
 from glioma_nas.errors import DivergedError
@@ -70,9 +70,20 @@ def sample_key(sample: Mapping[str, Any]) -> str:
     return sha256_text(canonical_json(dict(sample)))[:12]
 
 
+def in_trial() -> bool:
+    """Tell whether NNI is waiting for the result of a trial in this process.
+
+    NNI's in-process engine leaves the last model behind as the current parameters; one that is completed waits for
+    nothing.
+    """
+    parameters = nni.get_current_parameter()
+    status = getattr(parameters, "status", None)
+    return parameters is not None and not (isinstance(status, ModelStatus) and status.completed())
+
+
 def current_sample() -> Mapping[str, Any] | None:
     """Return the choices of the model that NNI is evaluating right now; none outside a multi-trial strategy's trial."""
-    sample: Mapping[str, Any] | None = getattr(nni.get_current_parameter(), "sample", None)
+    sample: Mapping[str, Any] | None = getattr(nni.get_current_parameter(), "sample", None) if in_trial() else None
     return sample
 
 

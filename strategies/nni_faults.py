@@ -6,6 +6,7 @@ import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot: the other order makes NNI lose its one-shot strategies
@@ -120,6 +121,8 @@ class SeededOneShot(OneShotStrategy):
             return {"phase": phase, **recorder.means(), "learning_rate": rate}
 
         module.epoch_figures = epoch_figures
+        if hasattr(module, "arch_parameters"):
+            module.arch_parameters = partial(_in_order, module)
         return module
 
     def nni_module(self, training_module: Any) -> Any:
@@ -199,6 +202,16 @@ class TaggedBatches:
         for loader in self._loaders.values():
             if hasattr(loader.sampler, "set_epoch"):
                 loader.sampler.set_epoch(epoch)
+
+
+def _in_order(module: Any) -> list[torch.nn.Parameter]:
+    """Return the architecture parameters in the order of the modules.
+
+    NNI puts them through a set, so their order differs from process to process, and an optimiser state that is loaded
+    from a checkpoint goes to the wrong ones.
+    """
+    owners = [item for item in module.supernet_modules() if hasattr(item, "arch_parameters")]
+    return list(dict.fromkeys(parameter for owner in owners for parameter in owner.arch_parameters()))
 
 
 def random_sample(space: Any, state: np.random.RandomState) -> dict[str, Any]:

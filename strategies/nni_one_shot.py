@@ -199,8 +199,6 @@ class NniRandomOneShot(SeededOneShot, RandomOneShot):
         seed: int = 0,
         filter: Mapping[str, float] | None = None,  # NNI's own name
     ) -> None:
-        if filter is not None and profiler is None:
-            raise ConfigError("nni.random_one_shot: 'filter' needs a profiler; build a latency table")
         super().__init__(filter=None if filter is None else {"profiler": profiler, **filter})
         self.record_run(
             "nni.random_one_shot",
@@ -210,6 +208,16 @@ class NniRandomOneShot(SeededOneShot, RandomOneShot):
             searches_from=math.inf,
         )
         self.notes.append("nni.random_one_shot exports a random network; random_with_shared_weights chooses one")
+
+    def mutate_model(self, model: Any) -> Any:
+        """Turn the space into NNI's supernet.
+
+        Raises:
+            ConfigError: A filter without a profiler.
+        """
+        if self.filter is not None and self.filter.profiler is None:
+            raise ConfigError("nni.random_one_shot: 'filter' needs a profiler; build a latency table")
+        return super().mutate_model(model)
 
     def nni_module(self, training_module: Any) -> Any:
         """Build NNI's module so that it draws reproducibly."""

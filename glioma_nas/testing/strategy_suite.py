@@ -53,6 +53,15 @@ class ArithmeticProfiler(Profiler):
         return expected
 
 
+class _PowerCut(Exception):
+    pass
+
+
+def _history(folder: Path) -> str | None:
+    path = folder / "history.csv"
+    return path.read_text() if path.is_file() else None
+
+
 class StrategySuite:
     """Shared tests of strategies.
 
@@ -93,13 +102,16 @@ class StrategySuite:
             pretrain_epochs=self.pretrain_epochs,
         )
 
+    def make_evaluator(self, prepared: Path, folder: Path) -> Any:
+        """Build the evaluator of a short search."""
+        return evaluators.get("segmentation")(
+            str(prepared), SEQUENCES, folder=str(folder), epochs=self.epochs, steps_per_epoch=2, batch_size=4, seed=5
+        )
+
     def search(self, prepared: Path, folder: Path, **options: Any) -> tuple[Any, dict[str, Architecture]]:
         """Run the strategy under test; return it and what it found."""
         space = self.make_space()
-        evaluator = evaluators.get("segmentation")(
-            str(prepared), SEQUENCES, folder=str(folder), epochs=self.epochs, steps_per_epoch=2, batch_size=4, seed=5
-        )
-        strategy = explore(space, evaluator, self.make_strategy(space, **options))
+        strategy = explore(space, self.make_evaluator(prepared, folder), self.make_strategy(space, **options))
         return strategy, found_architectures(strategy, self.make_space())
 
     def test_is_a_documented_nni_strategy(self) -> None:
@@ -127,9 +139,7 @@ class StrategySuite:
         second, again = self.search(prepared, tmp_path / "second")
         assert again == found
         assert trials_of(second) == trials_of(first)
-        history = [tmp_path / folder / "history.csv" for folder in ("first", "second")]
-        if history[0].is_file():
-            assert history[1].read_text() == history[0].read_text()
+        assert _history(tmp_path / "second") == _history(tmp_path / "first")
 
     def test_global_generators_and_current_trial_are_left_alone(self, prepared: Path, tmp_path: Path) -> None:
         torch.manual_seed(3)
@@ -148,6 +158,32 @@ class StrategySuite:
         _, again = self.search(prepared, tmp_path)
         assert again == found
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == written
+
+    def test_interrupted_and_resumed_search_equals_an_uninterrupted_one(
+        self, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = type(self.make_evaluator(prepared, tmp_path / "probe").module)
+        step = module.training_step
+        steps: list[int] = []
+        last: list[float] = [float("inf")]
+
+        def counted(self: Any, batch: Any, batch_idx: int) -> Any:
+            steps.append(batch_idx)
+            if len(steps) > last[0]:
+                raise _PowerCut
+            return step(self, batch, batch_idx)
+
+        monkeypatch.setattr(module, "training_step", counted)
+        whole, found = self.search(prepared, tmp_path / "whole")
+        last[0] = 0.7 * len(steps)
+        steps.clear()
+        with pytest.raises(_PowerCut):
+            self.search(prepared, tmp_path / "cut")
+        last[0] = float("inf")
+        resumed, again = self.search(prepared, tmp_path / "cut")
+        assert again == found
+        assert trials_of(resumed) == trials_of(whole)
+        assert _history(tmp_path / "cut") == _history(tmp_path / "whole")
 
     def test_latency_weight_is_followed_or_noted(self, prepared: Path, tmp_path: Path) -> None:
         strategy = self.make_strategy(self.make_space(), latency_weight=0.5)
