@@ -22,7 +22,8 @@ from glioma_nas.search_spaces.layout import Layout
 from glioma_nas.search_spaces.network_figures import saved_bytes
 
 _WORKING_SHARE = 0.3
-"""Memory of a backward pass beyond what was kept: gradients in flight and buffers of convolutions (measured on CPU)."""
+"""Memory of a backward pass beyond what was kept: gradients in flight and buffers of convolutions; an allowance, not a
+measurement."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 
 from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig, parse_config
-from glioma_nas.errors import ConfigError, PluginError
+from glioma_nas.errors import ConfigError, PluginError, ResourceError
 from glioma_nas.files import read_json
 from glioma_nas.pipeline import Pipeline
 from glioma_nas.progress import Silent
@@ -161,3 +161,8 @@ def test_search_cut_off_between_trials_repeats_no_finished_trial(
 def test_unknown_strategy_option_names_the_key(run_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"strategy_options of 'nni\.random': unknown option 'trails'"):
         run_search(run_folder, "nni.random", strategy_options={"trails": 3})
+
+
+def test_search_that_cannot_fit_into_memory_is_refused_with_a_batch_size_that_can(run_folder: Path) -> None:
+    with pytest.raises(ResourceError, match=r"set search\.batch_size to \d+ or less"):
+        run_search(run_folder, "co_search", batch_size=10**7)

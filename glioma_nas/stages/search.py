@@ -6,6 +6,8 @@ import shutil
 from typing import Any
 
 import pandas as pd
+import psutil
+import torch
 
 from glioma_nas.files import canonical_json, write_json, write_text
 from glioma_nas.latency_records import LatencyTable
@@ -26,6 +28,8 @@ TRIALS_FILE = "trials.csv"
 
 def run(context: StageContext) -> dict[str, Any]:
     """Write teacher.json, student.json, their drawings and cell tables, and what the strategy leaves.
+
+    A search with our supernets is refused before it starts when its memory would not suffice.
 
     A one-shot strategy leaves history.csv, one of ours probabilities.json as well, a multi-trial one trials.csv.
     """
@@ -53,6 +57,8 @@ def run(context: StageContext) -> dict[str, Any]:
         label=f"search ({search.strategy})",
     )
     strategy = build_strategy(config, profiler=profiler, seed=seed)
+    if hasattr(space, "search_memory") and hasattr(strategy, "relaxation_slot"):
+        space.search_memory(search.batch_size).require(_available_bytes(config.device))
     explore(space, evaluator, strategy)
 
     # A space that a one-shot strategy has turned into a supernet no longer draws or describes like the plain one.
@@ -108,3 +114,10 @@ def run(context: StageContext) -> dict[str, Any]:
         shutil.copyfile(folder / HISTORY_FILE, context.folder / HISTORY_FILE)
     shutil.rmtree(folder)  # checkpoints of the supernet or the trials: of no use once the architectures are known
     return results
+
+
+def _available_bytes(device: str) -> int:
+    """Return the free memory of the device a search runs on."""
+    if device == "cpu":
+        return int(psutil.virtual_memory().available)
+    return int(torch.cuda.mem_get_info(torch.device(device))[0])
