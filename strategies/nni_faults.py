@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
-from nni.nas.oneshot.pytorch.supermodule.proxyless import ProxylessMixedLayer
 from torch import Tensor
 
 from glioma_nas.errors import PluginError
@@ -138,26 +137,6 @@ class SeededOneShot(OneShotStrategy):
     def _run(self) -> None:
         with interruptible(), isolated_torch_rng(self.seed, "search"):
             super()._run()
-
-
-class DictInputLayer(ProxylessMixedLayer):
-    """A `ProxylessMixedLayer` whose one input is a dict of tensors, which NNI's autograd function cannot save."""
-
-    _keys: tuple[Any, ...] | None = None
-
-    def forward(self, features: Any) -> Any:
-        """Run the drawn candidate on a tensor or a dict of tensors."""
-        if not isinstance(features, Mapping):
-            self._keys = None
-            return super().forward(features)
-        self._keys = tuple(features)
-        return super().forward(*features.values())
-
-    def forward_path(self, index: int, *tensors: Tensor) -> Any:
-        """Run one candidate; NNI calls it again for the others while back-propagating."""
-        if self._keys is None:
-            return super().forward_path(index, *tensors)
-        return super().forward_path(index, dict(zip(self._keys, tensors, strict=True)))
 
 
 class SeededSampling(RandomSamplingLightningModule):

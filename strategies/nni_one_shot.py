@@ -19,7 +19,6 @@ from glioma_nas.errors import ConfigError
 from glioma_nas.registry import strategies
 from glioma_nas.seeding import derive_seed
 from glioma_nas.strategies.nni_faults import (
-    DictInputLayer,
     SeededOneShot,
     SeededSampling,
     TaggedBatches,
@@ -141,10 +140,6 @@ class NniProxyless(SeededOneShot, Proxyless):
             instead=_FOLLOWS_NO_LATENCY,
             searches_from=pretrain_epochs,
         )
-
-    def default_mutation_hooks(self) -> list[Any]:
-        """Return NNI's hooks, with layer choices that also take a dict of features (the heads do)."""
-        return [DictInputLayer.mutate, *super().default_mutation_hooks()]
 
     def mutate_model(self, model: Any) -> Any:
         """Turn the space into NNI's supernet.
