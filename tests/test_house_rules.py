@@ -76,7 +76,7 @@ def test_version_is_the_same_in_package_and_project() -> None:
 
 def test_only_the_console_and_the_command_line_print() -> None:
     for path in sources("glioma_nas", *FOLDERS):
-        if path.name in ("console.py", "cli.py"):
+        if path.name == "console.py" or path.parent.name == "cli":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"

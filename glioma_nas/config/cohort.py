@@ -1,0 +1,55 @@
+"""Configuration of the inputs: cohort, preprocessing, folds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from glioma_nas.config.section import Section
+
+
+class CohortConfig(Section):
+    """Which patients and which of their files."""
+
+    sheet: Path = Field(description="CSV with one row per case; paths inside are relative to it")
+    sequences: tuple[str, ...] = Field(
+        ("t1ce", "flair"), min_length=1, description="sequences the segmentation network sees, in channel order"
+    )
+    missing_sequence: Literal["error", "exclude", "zero"] = Field(
+        "error", description="what to do with a case that lacks one: stop, leave the case out, or feed a zero channel"
+    )
+    mask_labels: tuple[int, ...] = Field(
+        (1, 2, 3, 4), description="mask values that count as tumour; any other non-zero value is an error"
+    )
+
+    @field_validator("sequences")
+    @classmethod
+    def _unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"sequences repeat: {', '.join(value)}")
+        return value
+
+
+class PreprocessConfig(Section):
+    """From scans to normalised axial slices."""
+
+    steps: tuple[str, ...] = Field(
+        ("orient", "zscore", "crop_pad", "resize"), description="registered preprocess steps, in order"
+    )
+    crop_size_px: int = Field(224, ge=32, description="side of the square around the brain, in native pixels")
+    image_size_px: int = Field(224, ge=32, description="side of the slices the networks see")
+    min_tumour_px: int = Field(
+        10, ge=0, description="tumour pixels, at the networks' size, below which a slice counts as free of tumour"
+    )
+    workers: int = Field(2, ge=1, description="processes")
+
+
+class FoldsConfig(Section):
+    """Patient-level cross-validation."""
+
+    n_folds: int = Field(5, ge=2)
+    stratify_by: tuple[str, ...] | None = Field(
+        None, description="label columns kept balanced over the folds where known; none: the markers' columns"
+    )

@@ -1,0 +1,45 @@
+"""Configuration of the search and of the training from scratch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from glioma_nas.config.section import Section
+
+
+class SearchConfig(Section):
+    """Search for the architecture."""
+
+    space: str = "nasbranet"
+    space_options: dict[str, Any] = Field(default_factory=lambda: {"preset": "small"})
+    strategy: str = "co_search"
+    strategy_options: dict[str, Any] = Field(default_factory=dict)
+    pretrain_epochs: int = Field(20, ge=0, description="epochs that train the weights only")
+    search_epochs: int = Field(30, ge=1, description="epochs that alternate architecture and weights")
+    steps_per_epoch: int | None = Field(None, ge=1, description="optimiser steps of an epoch; none: every slice once")
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(0.02, gt=0)
+    latency_weight: float = Field(0.01, ge=0, description="λ of eq. 4-11, per millisecond; acts on the student only")
+    tumour_slice_fraction: float = Field(0.7, ge=0, le=1, description="share of drawn slices that show tumour")
+
+
+class TrainConfig(Section):
+    """Train teacher, student and baselines from scratch, once for every fold."""
+
+    epochs: int = Field(100, ge=1)
+    steps_per_epoch: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(0.01, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    loss: str = Field("dice_ce", description="focal, dice_ce or ohem")
+    tumour_slice_fraction: float = Field(0.7, ge=0, le=1)
+    augment: bool = True
+    kd_weight: float = Field(
+        1.0, ge=0, description="weight of KL(teacher || student) per pixel; 0 switches distillation off"
+    )
+    kd_temperature: float = Field(1.0, gt=0)
+    kd_direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
+    baselines: tuple[str, ...] = Field((), description="registered networks trained with the student's budget")
+    baseline_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
