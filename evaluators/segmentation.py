@@ -306,6 +306,7 @@ class SegmentationEvaluator(Lightning):
             label=label,
             device=device,
             gradient_clip=5.0 if split == "train" else None,
+            stage=split,
         )
         super().__init__(
             self._new_module(),

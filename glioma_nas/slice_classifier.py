@@ -265,6 +265,7 @@ class SliceClassifierEvaluator(MarkerEvaluator):
             label=label,
             seed=derive_seed(seed, "training"),
             device=device,
+            stage="classify",
         )
         weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
         write_bytes(folder / WEIGHTS_FILE, save(weights))

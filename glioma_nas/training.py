@@ -21,6 +21,7 @@ import torch
 from nni.nas.evaluator.pytorch import Trainer
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
+from glioma_nas.epoch_metrics import publish
 from glioma_nas.errors import ConfigError, DivergedError, StorageError
 from glioma_nas.files import atomic_path, write_text
 from glioma_nas.progress import Progress, Silent
@@ -62,16 +63,15 @@ class EpochCheckpoint(Checkpoint):
 
 
 class History(Callback):
-    """Keep one row of figures for every epoch, in ``history.csv`` and in the checkpoint.
+    """Keep one row of figures for every epoch, in ``history.csv`` and in the checkpoint, and publish it.
 
     The module provides the figures through a method ``epoch_figures() -> dict[str, float | str]``. The rows travel
     inside the checkpoint, so that after a restart the file holds no epoch twice and none of an abandoned attempt.
     """
 
-    def __init__(self, folder: Path, progress: Progress, label: str) -> None:
+    def __init__(self, folder: Path, stage: str) -> None:
         self._path = folder / HISTORY_FILE
-        self._progress = progress
-        self._label = label
+        self._stage = stage
         self.rows: list[dict[str, Any]] = []
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,6 +79,7 @@ class History(Callback):
         figures = pl_module.epoch_figures()
         self.rows.append({"epoch": trainer.current_epoch, **figures})
         write_text(self._path, pd.DataFrame(self.rows).to_csv(index=False))
+        publish(self._stage, trainer.current_epoch, figures)
 
     def state_dict(self) -> dict[str, Any]:
         """See Lightning."""
@@ -160,6 +161,7 @@ def make_trainer(
     label: str = "training",
     device: str = "cpu",
     gradient_clip: float | None = None,
+    stage: str = "train",
 ) -> pl.Trainer:
     """Build a Lightning trainer with seeding, history, atomic checkpoints and progress.
 
@@ -171,6 +173,7 @@ def make_trainer(
         label: Name of the bar.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         gradient_clip: Largest gradient norm; none for modules that clip by themselves.
+        stage: Name under which the figures of each epoch are published (`glioma_nas.epoch_metrics`).
 
     Raises:
         ConfigError: The device does not exist here.
@@ -192,7 +195,7 @@ def make_trainer(
         default_root_dir=str(folder),
         callbacks=[
             EpochSeed(seed),
-            History(folder, progress, label),
+            History(folder, stage),
             EpochCheckpoint(folder),
             EpochProgress(progress, label),
         ],
@@ -225,6 +228,7 @@ def fit(
     label: str = "training",
     device: str = "cpu",
     gradient_clip: float | None = None,
+    stage: str = "train",
 ) -> pd.DataFrame:
     """Train ``module`` to the end, continuing from ``folder`` if an earlier attempt was cut off.
 
@@ -238,6 +242,7 @@ def fit(
         label: See `make_trainer`.
         device: See `make_trainer`.
         gradient_clip: See `make_trainer`.
+        stage: See `make_trainer`.
 
     Returns:
         The history, one row for each epoch.
@@ -247,7 +252,14 @@ def fit(
         KeyboardInterrupt: The user interrupted; running again continues.
     """
     trainer = make_trainer(
-        folder, epochs=epochs, seed=seed, progress=progress, label=label, device=device, gradient_clip=gradient_clip
+        folder,
+        epochs=epochs,
+        seed=seed,
+        progress=progress,
+        label=label,
+        device=device,
+        gradient_clip=gradient_clip,
+        stage=stage,
     )
     with interruptible(), isolated_torch_rng(seed, "fit"):
         trainer.fit(module, train_loader, **resume_arguments(folder))
