@@ -18,7 +18,8 @@ from torch import nn
 from glioma_nas import registry
 from glioma_nas.architecture import Architecture
 from glioma_nas.errors import GliomaNasError
-from glioma_nas.latency_backend import open_backend, ratio, summarise, time_engines
+from glioma_nas.latency_backend import open_backend
+from glioma_nas.latency_timing import ratio, summarise, time_engines
 from glioma_nas.network_size import network_size
 
 BASELINES = ("monai_unet", "monai_basic_unet", "unet_thesis")

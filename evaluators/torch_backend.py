@@ -1,15 +1,18 @@
-"""PyTorch itself as an engine: eager, inference mode, on the CPU."""
+"""PyTorch itself as an engine, eager or compiled, on the CPU or on a CUDA device."""
 
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from glioma_nas.errors import BackendError
 from glioma_nas.latency_backend import Array, Engine, LatencyBackend, check_shapes, check_threads, random_inputs
+from glioma_nas.latency_devices import gpu_clock_mhz
 from glioma_nas.latency_records import Shape
 from glioma_nas.registry import latency_backends
 
@@ -39,7 +42,7 @@ class TorchEngine(Engine):
         """See `Engine.run`."""
         with _threads(self._count), torch.inference_mode():
             outputs = self._module(*(torch.from_numpy(array) for array in inputs))
-        return [outputs.numpy()] if isinstance(outputs, torch.Tensor) else [output.numpy() for output in outputs]
+        return [outputs.numpy()] if isinstance(outputs, Tensor) else [output.numpy() for output in outputs]
 
     def call(self) -> None:
         """See `Engine.call`."""
@@ -50,6 +53,36 @@ class TorchEngine(Engine):
         """Time one call; switching the number of threads is not part of it."""
         with _threads(self._count):
             return super().time_ms()
+
+
+class CudaEngine(Engine):
+    """A module on a CUDA device, timed by events on its own stream: the host's time is not part of it."""
+
+    def __init__(self, module: nn.Module, input_shapes: Sequence[Shape]) -> None:
+        self._module = module
+        self._inputs = [torch.from_numpy(array).cuda() for array in random_inputs(input_shapes)]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """See `Engine.run`."""
+        with torch.inference_mode():
+            outputs = self._module(*(torch.from_numpy(array).cuda() for array in inputs))
+        return [item.cpu().numpy() for item in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+    def call(self) -> None:
+        """See `Engine.call`."""
+        with torch.inference_mode():
+            self._module(*self._inputs)
+        torch.cuda.synchronize()
+
+    def time_ms(self) -> float:
+        """Time one call between two CUDA events."""
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.inference_mode():
+            started.record()
+            self._module(*self._inputs)
+            ended.record()
+        torch.cuda.synchronize()
+        return float(started.elapsed_time(ended))
 
 
 @latency_backends.register("torch")
@@ -69,6 +102,74 @@ class TorchBackend(LatencyBackend):
 
     def prepare(self, module: nn.Module, input_shapes: Sequence[Shape], *, threads: int) -> Engine:
         """See `LatencyBackend.prepare`; the module is copied, so later changes to it do not reach the engine."""
+        self.require_available()
         check_shapes(input_shapes)
         check_threads(threads)
-        return TorchEngine(copy.deepcopy(module).cpu().eval(), input_shapes, threads)
+        return self._engine(copy.deepcopy(module).cpu().eval(), input_shapes, threads)
+
+    def _engine(self, module: nn.Module, input_shapes: Sequence[Shape], threads: int) -> Engine:
+        return TorchEngine(module, input_shapes, threads)
+
+
+@latency_backends.register("torch_compiled")
+class CompiledTorchBackend(TorchBackend):
+    """PyTorch compiled by Inductor on the CPU, float32; every network takes tens of seconds to compile."""
+
+    name = "torch_compiled"
+
+    @classmethod
+    def available(cls) -> str | None:
+        """See `LatencyBackend.available`; Inductor needs a C++ compiler."""
+        if shutil.which("g++") or shutil.which("clang++"):
+            return None
+        return "no C++ compiler for torch.compile; install g++ (it is not one of the packages of pip install)"
+
+    def _engine(self, module: nn.Module, input_shapes: Sequence[Shape], threads: int) -> Engine:
+        return TorchEngine(_compiled(module), input_shapes, threads)
+
+
+@latency_backends.register("torch_cuda")
+class CudaTorchBackend(TorchBackend):
+    """PyTorch in eager mode on the first CUDA device, float32, timed by CUDA events."""
+
+    name = "torch_cuda"
+
+    @classmethod
+    def available(cls) -> str | None:
+        """See `LatencyBackend.available`."""
+        if torch.cuda.is_available():
+            return None
+        return "no CUDA device; needs an NVIDIA GPU with its driver and `pip install torch` with CUDA"
+
+    def device(self) -> str:
+        """See `LatencyBackend.device`."""
+        return torch.cuda.get_device_name(0)
+
+    def clock_mhz(self) -> float | None:
+        """See `LatencyBackend.clock_mhz`."""
+        return gpu_clock_mhz()
+
+    def _engine(self, module: nn.Module, input_shapes: Sequence[Shape], threads: int) -> Engine:
+        return CudaEngine(module.cuda(), input_shapes)
+
+
+@latency_backends.register("torch_cuda_compiled")
+class CompiledCudaTorchBackend(CudaTorchBackend):
+    """PyTorch compiled by Inductor on the first CUDA device, float32, timed by CUDA events."""
+
+    name = "torch_cuda_compiled"
+
+    def _engine(self, module: nn.Module, input_shapes: Sequence[Shape], threads: int) -> Engine:
+        return CudaEngine(_compiled(module.cuda()), input_shapes)
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    # Dynamo keeps compiled code per function, not per module: without a reset a table of hundreds of operators hits
+    # its limit of versions of one forward, after which it would run eagerly and its times would be another engine's.
+    torch.compiler.reset()
+    try:
+        compiled = torch.compile(module, fullgraph=True, dynamic=False)
+    except RuntimeError as err:
+        raise BackendError(f"torch.compile refuses {type(module).__name__}: {str(err).splitlines()[0]}") from err
+    assert isinstance(compiled, nn.Module)
+    return compiled

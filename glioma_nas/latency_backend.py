@@ -1,23 +1,15 @@
-"""The one way to take an inference time: what an engine must offer, and the loop that times it.
+"""What an inference engine must offer, so that it can be measured, compared with PyTorch and exported.
 
-A `LatencyBackend` turns a network into an `Engine`; `time_engines` warms engines up and times them. Every backend is
-timed by this same loop, so that only the engine differs between two numbers. A backend that is not installed raises;
-it is never replaced by another one.
+A `LatencyBackend` turns a network into an `Engine`; `glioma_nas.latency_timing` times engines, all of them in the same
+way. A backend that cannot be used here raises; it is never replaced by another one.
 """
 
 from __future__ import annotations
 
-import gc
-import os
 import platform
-import re
-import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -25,9 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from glioma_nas import registry
-from glioma_nas.errors import BackendError
+from glioma_nas.errors import BackendError, did_you_mean
+from glioma_nas.latency_devices import cpu_clock_mhz, cpu_name
 from glioma_nas.latency_records import Environment, LatencyRecord, Shape
-from glioma_nas.progress import Progress, Silent
+from glioma_nas.latency_timing import TOLERANCE, check_runs, summarise, time_until_stable
 
 Array = NDArray[np.float32]
 
@@ -52,17 +45,29 @@ class Engine(ABC):
         self.call()
         return (time.perf_counter_ns() - started) / 1e6
 
+    def layer_times_ms(self, runs: int) -> dict[str, float]:
+        """Return what the engine says that each of its layers took, in milliseconds, median of ``runs`` calls.
+
+        A layer is what the engine made of one or several operators of the model; its name holds theirs.
+
+        Raises:
+            BackendError: The engine does not tell.
+        """
+        raise BackendError(f"{type(self).__name__} does not tell how long its layers take")
+
 
 class LatencyBackend(ABC):
     """An inference engine that can be timed. Register subclasses with ``@latency_backends.register(name)``.
 
     Attributes:
         name: The registered name.
-        precision: Number format the engine computes in.
+        precisions: Number formats the engine can compute in; the first is the default.
+        precision: The one that this instance computes in; `open_backend` sets it.
     """
 
     name: ClassVar[str]
-    precision: ClassVar[str] = "float32"
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
+    precision: str = "float32"
 
     @classmethod
     @abstractmethod
@@ -90,6 +95,10 @@ class LatencyBackend(ABC):
         """Name the device the engine runs on."""
         return cpu_name()
 
+    def clock_mhz(self) -> float | None:
+        """Return the device's clock at this moment; none where the system does not show it."""
+        return cpu_clock_mhz()
+
     def environment(self, *, threads: int) -> Environment:
         """Describe the conditions of what `measure` returns for as many threads."""
         import torch
@@ -106,17 +115,37 @@ class LatencyBackend(ABC):
         )
 
     def measure(
-        self, module: nn.Module, input_shapes: Sequence[Shape], *, warmup_runs: int, runs: int, threads: int
+        self,
+        module: nn.Module,
+        input_shapes: Sequence[Shape],
+        *,
+        warmup_runs: int,
+        runs: int,
+        threads: int,
+        max_runs: int | None = None,
+        tolerance: float = TOLERANCE,
     ) -> LatencyRecord:
-        """Time ``module`` on random inputs, standard normal and the same in every call.
+        """Time ``module`` on random inputs, standard normal and the same in every call, until the median stands still.
+
+        The conditions that hold for every measurement of this backend (device, versions, precision, threads) are those
+        of `environment`; the record has what is its own.
+
+        Args:
+            module: See `prepare`.
+            input_shapes: See `prepare`.
+            warmup_runs: Untimed calls before.
+            runs: Timed calls at least.
+            threads: See `prepare`.
+            max_runs: Timed calls at most; none: exactly ``runs``.
+            tolerance: Half-width of the median's 95 % interval, relative to it, at which timing stops.
 
         Raises:
             BackendError: See `prepare`; or ``runs`` is not positive.
         """
-        _check_runs(warmup_runs, runs)
+        check_runs(warmup_runs, runs)
         engine = self.prepare(module, input_shapes, threads=threads)
-        times = time_engines({"": engine}, warmup_runs=warmup_runs, runs=runs)[""]
-        return summarise(times, warmup_runs=warmup_runs, input_shapes=input_shapes)
+        times = time_until_stable(engine, warmup_runs=warmup_runs, runs=runs, max_runs=max_runs, tolerance=tolerance)
+        return summarise(times, warmup_runs=warmup_runs, input_shapes=input_shapes, clock_mhz=self.clock_mhz())
 
     @classmethod
     def require_available(cls) -> None:
@@ -131,32 +160,82 @@ class LatencyBackend(ABC):
 
 
 class OnnxBackend(LatencyBackend):
-    """A backend whose engine is made from an ONNX model; subclasses write `load`."""
+    """A backend whose engine is made from an ONNX model; subclasses write `load`.
+
+    Attributes:
+        opset: ONNX operator set of what `prepare` exports.
+        symmetric_int8: Whether 8-bit activations must lie symmetrically around zero.
+    """
 
     opset: ClassVar[int] = 17
+    symmetric_int8: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, model: bytes, input_shapes: Sequence[Shape], *, threads: int) -> Engine:
         """Make an engine of a serialised ONNX model; arguments and errors as for `LatencyBackend.prepare`."""
 
     def prepare(self, module: nn.Module, input_shapes: Sequence[Shape], *, threads: int) -> Engine:
-        """Export with fixed shapes, which lets the engine fold every resize size to a constant, and `load` that."""
+        """Export with fixed shapes, which lets the engine fold every resize size to a constant, and `load` that.
+
+        Precision ``int8`` is calibrated on random inputs: good enough to be timed, not to be used.
+        """
         from glioma_nas.onnx_export import export_onnx
 
         self.require_available()
         check_shapes(input_shapes)
-        return self.load(export_onnx(module, input_shapes, opset=self.opset), input_shapes, threads=threads)
+        model = export_onnx(module, input_shapes, opset=self.opset)
+        return self.load(self.convert(model, random_inputs(input_shapes)[0]), input_shapes, threads=threads)
+
+    def convert(self, model: bytes, images: Array) -> bytes:
+        """Return a float32 ONNX model in this backend's precision, as `load` expects it.
+
+        Args:
+            model: Serialised ONNX model.
+            images: Slices (N, C, H, W) to calibrate ``int8`` on.
+
+        Raises:
+            BackendError: See `glioma_nas.model_precision.to_int8`.
+        """
+        from glioma_nas import model_precision
+
+        if self.precision == "int8":
+            return model_precision.to_int8(model, images, symmetric=self.symmetric_int8)
+        return model_precision.to_float16(model) if self.precision == "float16" else model
 
 
-def open_backend(name: str) -> LatencyBackend:
+def open_backend(name: str, precision: str | None = None) -> LatencyBackend:
     """Return the registered backend called ``name``, ready for use.
+
+    Args:
+        name: Registered name.
+        precision: One of its `LatencyBackend.precisions`; none: the first.
 
     Raises:
         UnknownNameError: No backend has that name.
-        BackendError: It cannot be used here.
+        BackendError: It cannot be used here, or does not compute in that precision.
     """
     backend: LatencyBackend = registry.latency_backends.get(name)()
+    wanted = backend.precisions[0] if precision is None else precision
+    if wanted not in backend.precisions:
+        raise BackendError(
+            f"latency backend '{name}' does not compute in '{wanted}': {did_you_mean(wanted, backend.precisions)}"
+        )
     backend.require_available()
+    backend.precision = wanted
+    return backend
+
+
+def open_onnx_backend(name: str, precision: str | None = None) -> OnnxBackend:
+    """Return the backend called ``name`` as one that runs ONNX models.
+
+    Raises:
+        UnknownNameError: No backend has that name.
+        BackendError: See `open_backend`; or the backend runs no ONNX models.
+    """
+    backend = open_backend(name, precision)
+    if not isinstance(backend, OnnxBackend):
+        able = [item.name for item in registry.latency_backends.entries() if issubclass(item.component, OnnxBackend)]
+        raise BackendError(f"latency backend '{name}' runs no ONNX models; those that do: {', '.join(able)}")
     return backend
 
 
@@ -167,78 +246,6 @@ def describe_backends() -> list[tuple[str, bool, str]]:
         reason = entry.component.available()
         rows.append((entry.name, reason is None, entry.component().version() if reason is None else reason))
     return rows
-
-
-def time_engines(
-    engines: Mapping[str, Engine],
-    *,
-    warmup_runs: int,
-    runs: int,
-    progress: Progress | None = None,
-    description: str = "timing",
-) -> dict[str, list[float]]:
-    """Time several engines in turn, one call each a round, so that a slow spell of the machine hits all of them.
-
-    The order turns by one place every round: no engine always runs behind the same neighbour, whose data fill the
-    cache.
-
-    Returns:
-        Name → times of its ``runs`` calls in milliseconds, in the order taken.
-
-    Raises:
-        BackendError: ``runs`` is not positive or ``warmup_runs`` is negative.
-    """
-    _check_runs(warmup_runs, runs)
-    names = list(engines)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        for _ in range(warmup_runs):
-            engines[name].time_ms()
-    collecting = gc.isenabled()
-    gc.disable()  # a collection inside a timed call would be charged to the engine
-    try:
-        with (progress or Silent()).task(description, runs) as task:
-            for turn in range(runs):
-                first = turn % max(len(names), 1)
-                for name in names[first:] + names[:first]:
-                    times[name].append(engines[name].time_ms())
-                task.advance()
-    finally:
-        if collecting:
-            gc.enable()
-    return times
-
-
-def summarise(times_ms: Sequence[float], *, warmup_runs: int, input_shapes: Sequence[Shape]) -> LatencyRecord:
-    """Reduce the times of repeated calls to median and 95th percentile (linear interpolation)."""
-    return LatencyRecord(
-        median_ms=float(np.median(times_ms)),
-        p95_ms=float(np.percentile(times_ms, 95)),
-        n=len(times_ms),
-        warmup_runs=warmup_runs,
-        input_shapes=tuple(tuple(shape) for shape in input_shapes),
-    )
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as long one engine takes as another, over the rounds they ran side by side.
-
-    Attributes:
-        median: Median of the rounds' ratios.
-        p5: 5th percentile.
-        p95: 95th percentile.
-    """
-
-    median: float
-    p5: float
-    p95: float
-
-
-def ratio(times_ms: Sequence[float], reference_ms: Sequence[float]) -> Ratio:
-    """Compare two engines timed by one `time_engines` call round by round, so that slow spells cancel."""
-    rounds = np.asarray(times_ms, dtype=np.float64) / np.asarray(reference_ms, dtype=np.float64)
-    return Ratio(float(np.median(rounds)), float(np.percentile(rounds, 5)), float(np.percentile(rounds, 95)))
 
 
 def random_inputs(input_shapes: Sequence[Shape]) -> list[Array]:
@@ -269,39 +276,3 @@ def check_threads(threads: int) -> None:
     """
     if threads < 1:
         raise BackendError(f"threads is {threads}; give 1 or more (latency.threads)")
-
-
-def _check_runs(warmup_runs: int, runs: int) -> None:
-    if runs < 1:
-        raise BackendError(f"runs is {runs}; give 1 or more timed runs (latency.runs)")
-    if warmup_runs < 0:
-        raise BackendError(f"warmup_runs is {warmup_runs}; give 0 or more (latency.warmup_runs)")
-
-
-def cpu_name() -> str:
-    """Name the processor, with the number of cores this process may use: two tables of one name are comparable."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_cpu_model()} ({cores} cores)"
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        fields = dict(
-            re.findall(r"^([^\t:]+?)\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-        )
-        # Virtual machines shorten the model name ("AMD EPYC"); family and model number still tell generations apart.
-        numbers = (
-            f" family {fields['cpu family']} model {fields['model']}"
-            if {"cpu family", "model"} <= fields.keys()
-            else ""
-        )
-        if "model name" in fields:
-            return f"{' '.join(fields['model name'].split())}{numbers}"
-    if sys.platform == "darwin":
-        answer = subprocess.run(
-            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-        )
-        if answer.returncode == 0 and answer.stdout.strip():
-            return answer.stdout.strip()
-    return platform.processor() or platform.machine()

@@ -29,6 +29,7 @@ def build_table(
     warmup_runs: int,
     runs: int,
     threads: int,
+    max_runs: int | None = None,
     space: Any = None,  # an NNI model space; NNI's classes are untyped
     progress: Progress | None = None,
 ) -> LatencyTable:
@@ -42,8 +43,9 @@ def build_table(
         backend: The engine.
         path: JSON file; written every few entries and at the end, also when the call is interrupted.
         warmup_runs: Untimed calls of each operator.
-        runs: Timed calls of each operator.
+        runs: Timed calls of each operator at least.
         threads: Threads inside one operator.
+        max_runs: Timed calls at most, until the median stands still; none: exactly ``runs``.
         space: Search space to ask for components that are no registered operators (stems, heads).
         progress: Where to report.
 
@@ -61,7 +63,9 @@ def build_table(
         with (progress or Silent()).task("measuring operators", len(missing)) as task:
             for spec in missing:
                 module, shapes = build_operator(spec, space)
-                record = backend.measure(module, shapes, warmup_runs=warmup_runs, runs=runs, threads=threads)
+                record = backend.measure(
+                    module, shapes, warmup_runs=warmup_runs, runs=runs, max_runs=max_runs, threads=threads
+                )
                 _logger.debug("%s: %.3f ms", spec.key(), record.median_ms)
                 table.add(spec, record)
                 unsaved += 1

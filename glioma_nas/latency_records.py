@@ -35,6 +35,9 @@ class LatencyRecord:
         n: Number of timed calls.
         warmup_runs: Number of calls before them that were not timed.
         input_shapes: Shape of each input, batch first.
+        median_low_ms: Lower end of the median's 95 % interval, milliseconds.
+        median_high_ms: Its upper end.
+        clock_mhz: Clock of the device right after; none where the system does not show it.
     """
 
     median_ms: float
@@ -42,6 +45,9 @@ class LatencyRecord:
     n: int
     warmup_runs: int
     input_shapes: tuple[Shape, ...] = ()
+    median_low_ms: float | None = None
+    median_high_ms: float | None = None
+    clock_mhz: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("median_ms", self.median_ms), ("p95_ms", self.p95_ms)):
@@ -124,7 +130,7 @@ class LatencyTable:
         except KeyError:
             raise BackendError(
                 f"{self.source}: no time for operator {spec.key()} among {len(self)} entries; "
-                "build the table for this search space (glioma-nas latency)"
+                "build the table for this search space (glioma-nas latency build)"
             ) from None
 
     def lookup(self, spec: OperatorSpec) -> float:

@@ -4,8 +4,11 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 from glioma_nas import registry
@@ -14,14 +17,15 @@ from glioma_nas.latency_backend import (
     Array,
     Engine,
     LatencyBackend,
-    OnnxBackend,
     describe_backends,
     open_backend,
-    ratio,
-    summarise,
-    time_engines,
+    open_onnx_backend,
+    random_inputs,
 )
 from glioma_nas.latency_records import Shape
+from glioma_nas.latency_timing import median_interval, ratio, summarise, time_engines, time_until_stable
+from glioma_nas.model_precision import to_float16, to_int8
+from glioma_nas.onnx_export import export_onnx
 from glioma_nas.testing.latency_suite import LatencyBackendSuite
 
 
@@ -74,9 +78,26 @@ class TestOnnxRuntime(LatencyBackendSuite):
         return registry.latency_backends.get("onnxruntime")()
 
 
+class TestOpenVino(LatencyBackendSuite):
+    def backend(self) -> LatencyBackend:
+        return registry.latency_backends.get("openvino")()
+
+
 class TestTorch(LatencyBackendSuite):
     def backend(self) -> LatencyBackend:
         return registry.latency_backends.get("torch")()
+
+
+@pytest.mark.gpu
+class TestTorchCuda(LatencyBackendSuite):
+    def backend(self) -> LatencyBackend:
+        return registry.latency_backends.get("torch_cuda")()
+
+
+@pytest.mark.gpu
+class TestCompiledTorchCuda(LatencyBackendSuite):
+    def backend(self) -> LatencyBackend:
+        return registry.latency_backends.get("torch_cuda_compiled")()
 
 
 def test_engine_that_sleeps_a_known_time_is_measured_right() -> None:
@@ -92,6 +113,34 @@ def test_median_and_p95_are_those_of_the_timed_calls_without_warmup() -> None:
     times = time_engines({"clocked": engine}, warmup_runs=2, runs=21)["clocked"]
     record = summarise(times, warmup_runs=2, input_shapes=[(1, 1)])
     assert (record.median_ms, record.p95_ms, record.n) == (11.0, 20.0, 21)
+
+
+def test_timing_goes_on_until_the_median_stands_still() -> None:
+    steady = ClockedEngine([5.0] * 100)
+    assert len(time_until_stable(steady, warmup_runs=0, runs=10, max_runs=100)) == 10
+    # Two levels in turn: the interval of the median reaches from one to the other however long it is timed.
+    unsteady = ClockedEngine([1.0, 9.0] * 50)
+    assert len(time_until_stable(unsteady, warmup_runs=0, runs=10, max_runs=100)) == 100
+    # The first ten calls were slow; their weight falls until the median is known well enough.
+    settling = ClockedEngine([9.0] * 5 + [1.0] * 5 + [1.0] * 90)
+    assert 10 < len(time_until_stable(settling, warmup_runs=0, runs=10, max_runs=100)) < 100
+
+
+def test_interval_of_the_median_covers_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [median_interval(rng.exponential(size=40)) for _ in range(2000)]
+    covered = np.mean([low <= np.log(2) <= high for low, high in intervals])
+    assert 0.93 < covered < 0.99
+
+
+def test_record_says_how_well_the_median_is_known() -> None:
+    record = open_backend("torch").measure(
+        nn.Conv2d(1, 1, 3), [(1, 1, 8, 8)], warmup_runs=0, runs=5, max_runs=20, threads=1
+    )
+    assert 5 <= record.n <= 20
+    assert record.median_low_ms is not None and record.median_high_ms is not None
+    assert record.median_low_ms <= record.median_ms <= record.median_high_ms
+    assert record.clock_mhz is None or record.clock_mhz > 0
 
 
 def test_engines_take_turns_and_the_order_rotates() -> None:
@@ -120,6 +169,82 @@ def test_description_lists_every_registered_backend() -> None:
     rows = {name: (usable, detail) for name, usable, detail in describe_backends()}
     assert set(rows) == set(registry.latency_backends.names()) >= {"onnxruntime", "torch"}
     assert rows["torch"] == (True, torch.__version__)
+    assert all(usable or "pip install" in detail for usable, detail in rows.values())
+
+
+def test_precision_an_engine_lacks_is_refused_with_those_it_has() -> None:
+    with pytest.raises(BackendError, match=r"'torch' does not compute in 'int8': Allowed: float32"):
+        open_backend("torch", "int8")
+
+
+def test_backend_that_runs_no_onnx_is_refused_where_onnx_is_needed() -> None:
+    with pytest.raises(BackendError, match=r"'torch' runs no ONNX models; those that do: onnxruntime, openvino"):
+        open_onnx_backend("torch")
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 4, 3, padding=1), nn.Sigmoid()
+    ).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "precision", "tolerance"),
+    [("onnxruntime", "int8", 0.03), ("openvino", "int8", 0.03), ("openvino", "bfloat16", 0.02)],
+)
+def test_reduced_precision_is_near_and_yet_not_float32(name: str, precision: str, tolerance: float) -> None:
+    network = _network()
+    (image,) = random_inputs([(1, 2, 32, 32)])
+    backend = open_backend(name, precision)
+    assert backend.environment(threads=1).precision == precision
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(image)).numpy()
+    difference = np.abs(backend.prepare(network, [(1, 2, 32, 32)], threads=1).run([image])[0] - expected).max()
+    # bfloat16 is computed only where the processor has it; the bound from below shows that 8 bits were really used.
+    assert difference < tolerance
+    assert precision != "int8" or difference > 1e-5
+
+
+def test_half_precision_model_keeps_its_float32_ends() -> None:
+    model = to_float16(export_onnx(_network(), [(1, 2, 8, 8)], opset=17))
+    graph = onnx.load_from_string(model).graph
+    assert {item.type.tensor_type.elem_type for item in (*graph.input, *graph.output)} == {onnx.TensorProto.FLOAT}
+    assert {item.data_type for item in graph.initializer} >= {onnx.TensorProto.FLOAT16}
+
+
+def test_quantising_needs_slices() -> None:
+    model = export_onnx(_network(), [(1, 2, 8, 8)], opset=17)
+    with pytest.raises(BackendError, match=r"no slices to calibrate the 8-bit model on"):
+        to_int8(model, np.zeros((0, 2, 8, 8), np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_layer_times_name_the_operators_of_the_model(name: str) -> None:
+    times = open_backend(name).prepare(_network(), [(1, 2, 32, 32)], threads=1).layer_times_ms(3)
+    assert all(value >= 0 for value in times.values())
+    # A convolution that was fused with its activation may carry the name of either.
+    assert any(layer.startswith(("/0/", "/1/")) for layer in times), times
+    assert any(layer.startswith("/2/AveragePool") for layer in times), times
+
+
+def test_engine_without_layer_times_says_so() -> None:
+    with pytest.raises(BackendError, match="does not tell how long its layers take"):
+        open_backend("torch").prepare(_network(), [(1, 2, 8, 8)], threads=1).layer_times_ms(1)
+
+
+@pytest.mark.slow
+def test_compiled_torch_computes_and_times_the_same_network() -> None:
+    backend = registry.latency_backends.get("torch_compiled")()
+    if backend.available() is not None:
+        pytest.skip(backend.available())
+    # Compiling takes a while for every operator, so one is enough.
+    (image,) = random_inputs([(1, 2, 16, 16)])
+    engine = backend.prepare(nn.Sigmoid(), [(1, 2, 16, 16)], threads=1)
+    np.testing.assert_allclose(engine.run([image])[0], 1 / (1 + np.exp(-image)), atol=1e-6)
+    assert engine.time_ms() > 0
 
 
 def test_torch_engine_gives_the_thread_count_back() -> None:
@@ -139,7 +264,24 @@ def test_engine_is_not_changed_by_later_training_of_the_module() -> None:
 
 
 def test_file_that_is_no_onnx_model_is_refused() -> None:
-    backend = open_backend("onnxruntime")
-    assert isinstance(backend, OnnxBackend)
-    with pytest.raises(BackendError, match=r"ONNX Runtime .* refuses the model"):
-        backend.load(b"not a model", [(1, 1)], threads=1)
+    for name, engine in (("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")):
+        with pytest.raises(BackendError, match=rf"{engine} .* refuses the model"):
+            open_onnx_backend(name).load(b"not a model", [(1, 1)], threads=1)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_operator_an_engine_does_not_know_is_refused_by_its_name(name: str) -> None:
+    node = helper.make_node("NoSuchOperator", ["image"], ["logits"])
+    ends = [helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, [1, 1]) for end in ("image", "logits")]
+    model = helper.make_model(
+        helper.make_graph([node], "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    with pytest.raises(BackendError, match=r"refuses the model: .*NoSuchOperator"):
+        open_onnx_backend(name).load(model.SerializeToString(), [(1, 1)], threads=1)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_shapes_for_another_number_of_inputs_are_refused(name: str) -> None:
+    model = export_onnx(nn.Identity(), [(1, 1)], opset=17)
+    with pytest.raises(BackendError, match=r"takes 1 inputs, 2 shapes were given"):
+        open_onnx_backend(name).load(model, [(1, 1), (1, 1)], threads=1)

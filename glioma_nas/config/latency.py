@@ -11,9 +11,11 @@ class LatencyConfig(Section):
     """How inference time is measured."""
 
     backend: str = Field("onnxruntime", description="registered latency backend")
+    precision: str | None = Field(None, description="number format; none: the backend's first")
     threads: int = Field(2, ge=1)
     warmup_runs: int = Field(3, ge=0)
-    runs: int = Field(20, ge=1, description="timed runs of a table entry; the median counts")
+    runs: int = Field(20, ge=1, description="timed runs of a table entry at least; the median counts")
+    max_runs: int = Field(60, ge=1, description="timed runs of a table entry at most, until the median stands still")
     network_runs: int = Field(50, ge=1, description="timed runs of a whole network")
 
 

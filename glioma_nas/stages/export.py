@@ -18,7 +18,8 @@ from torch import nn
 
 from glioma_nas.config import RunConfig
 from glioma_nas.files import sha256_file, write_bytes, write_json, write_text
-from glioma_nas.latency_backend import Array, OnnxBackend, open_backend, ratio, summarise, time_engines
+from glioma_nas.latency_backend import Array, open_backend, open_onnx_backend
+from glioma_nas.latency_timing import ratio, summarise, time_engines
 from glioma_nas.network_size import network_size
 from glioma_nas.onnx_export import export_onnx
 from glioma_nas.parity import Parity, compare
@@ -102,8 +103,7 @@ def export_engine(network: nn.Module, images: Sequence[Array], path: Path, confi
     """
     shape = _shape(config)
     model = export_onnx(network, [shape], opset=config.export.opset, dynamic_batch=True)
-    backend = open_backend(PARITY_BACKEND)
-    assert isinstance(backend, OnnxBackend)
+    backend = open_onnx_backend(PARITY_BACKEND)
     parity = compare(network, backend.load(model, [shape], threads=config.latency.threads), images)
     parity.require(config.export, engine=path.name)
     write_bytes(path, model)
@@ -135,7 +135,7 @@ def measure_networks(networks: dict[str, nn.Module], config: RunConfig, progress
     """
     options = config.latency
     shape = _shape(config)
-    backend = open_backend(options.backend)
+    backend = open_backend(options.backend, options.precision)
     engines = {name: backend.prepare(network, [shape], threads=options.threads) for name, network in networks.items()}
     times = time_engines(
         engines,

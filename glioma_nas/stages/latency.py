@@ -25,7 +25,7 @@ def run(context: StageContext) -> dict[str, Any]:
         BackendError: The engine is missing or refuses an operator, or the half-made table is of another device.
     """
     options = context.config.latency
-    backend = open_backend(options.backend)
+    backend = open_backend(options.backend, options.precision)
     space = build_space(context.config)
     started = time.monotonic()
     table = build_table(
@@ -34,6 +34,7 @@ def run(context: StageContext) -> dict[str, Any]:
         path=context.folder / TABLE_FILE,
         warmup_runs=options.warmup_runs,
         runs=options.runs,
+        max_runs=options.max_runs,
         threads=options.threads,
         space=space,
         progress=context.progress,

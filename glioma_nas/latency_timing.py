@@ -1,0 +1,171 @@
+"""The loops that take inference times: repeat one engine until its median stands still, or let several take turns.
+
+Every backend is timed here, so that between two numbers only the engine differs.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from glioma_nas.errors import BackendError
+from glioma_nas.latency_records import LatencyRecord, Shape
+from glioma_nas.progress import Progress, Silent
+
+TOLERANCE = 0.02
+"""Relative half-width of the median's 95 % interval at which repeating stops."""
+
+
+class Timed(Protocol):
+    """What can be timed."""
+
+    def time_ms(self) -> float:
+        """Run once and return how long it took, in milliseconds."""
+
+
+def time_until_stable(
+    engine: Timed, *, warmup_runs: int, runs: int, max_runs: int | None = None, tolerance: float = TOLERANCE
+) -> list[float]:
+    """Time one engine ``runs`` times, and on until the median is known to ``tolerance`` or ``max_runs`` are done.
+
+    Args:
+        engine: What to time.
+        warmup_runs: Untimed calls before.
+        runs: Timed calls at least.
+        max_runs: Timed calls at most; none, or fewer than ``runs``: exactly ``runs``.
+        tolerance: See `TOLERANCE`.
+
+    Returns:
+        The times in milliseconds, in the order taken.
+
+    Raises:
+        BackendError: ``runs`` is not positive or ``warmup_runs`` is negative.
+    """
+    check_runs(warmup_runs, runs)
+    most = max(runs, max_runs or runs)
+    for _ in range(warmup_runs):
+        engine.time_ms()
+    times: list[float] = []
+    with _no_collection():
+        while len(times) < most:
+            times += [engine.time_ms() for _ in range(min(runs, most - len(times)))]
+            low, high = median_interval(times)
+            if high - low <= 2 * tolerance * float(np.median(times)):
+                break
+    return times
+
+
+def median_interval(times_ms: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the median, free of any assumption on how times are distributed.
+
+    The ranks are those of the binomial(n, ½) distribution in its normal approximation, n/2 ∓ 0.98·√n, within the data.
+
+    >>> median_interval(range(1, 102))
+    (41.0, 61.0)
+    """
+    ordered, n = sorted(times_ms), len(times_ms)
+    reach = 0.98 * math.sqrt(n)
+    low, high = math.floor((n - 1) / 2 - reach), math.ceil((n - 1) / 2 + reach)
+    return float(ordered[max(low, 0)]), float(ordered[min(high, n - 1)])
+
+
+def time_engines(
+    engines: Mapping[str, Timed],
+    *,
+    warmup_runs: int,
+    runs: int,
+    progress: Progress | None = None,
+    description: str = "timing",
+) -> dict[str, list[float]]:
+    """Time several engines in turn, one call each a round, so that a slow spell of the machine hits all of them.
+
+    The order turns by one place every round: no engine always runs behind the same neighbour, whose data fill the
+    cache.
+
+    Returns:
+        Name → times of its ``runs`` calls in milliseconds, in the order taken.
+
+    Raises:
+        BackendError: ``runs`` is not positive or ``warmup_runs`` is negative.
+    """
+    check_runs(warmup_runs, runs)
+    names = list(engines)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        for _ in range(warmup_runs):
+            engines[name].time_ms()
+    with _no_collection(), (progress or Silent()).task(description, runs) as task:
+        for turn in range(runs):
+            first = turn % max(len(names), 1)
+            for name in names[first:] + names[:first]:
+                times[name].append(engines[name].time_ms())
+            task.advance()
+    return times
+
+
+def summarise(
+    times_ms: Sequence[float], *, warmup_runs: int, input_shapes: Sequence[Shape], clock_mhz: float | None = None
+) -> LatencyRecord:
+    """Reduce the times of repeated calls to median, its interval, and 95th percentile (linear interpolation)."""
+    low, high = median_interval(times_ms)
+    return LatencyRecord(
+        median_ms=float(np.median(times_ms)),
+        p95_ms=float(np.percentile(times_ms, 95)),
+        n=len(times_ms),
+        warmup_runs=warmup_runs,
+        input_shapes=tuple(tuple(shape) for shape in input_shapes),
+        median_low_ms=low,
+        median_high_ms=high,
+        clock_mhz=clock_mhz,
+    )
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one engine takes as another, over the rounds they ran side by side.
+
+    Attributes:
+        median: Median of the rounds' ratios.
+        p5: 5th percentile.
+        p95: 95th percentile.
+    """
+
+    median: float
+    p5: float
+    p95: float
+
+
+def ratio(times_ms: Sequence[float], reference_ms: Sequence[float]) -> Ratio:
+    """Compare two engines timed by one `time_engines` call round by round, so that slow spells cancel."""
+    rounds = np.asarray(times_ms, dtype=np.float64) / np.asarray(reference_ms, dtype=np.float64)
+    return Ratio(float(np.median(rounds)), float(np.percentile(rounds, 5)), float(np.percentile(rounds, 95)))
+
+
+def check_runs(warmup_runs: int, runs: int) -> None:
+    """Make sure that something is timed.
+
+    Raises:
+        BackendError: ``runs`` is not positive or ``warmup_runs`` is negative.
+    """
+    if runs < 1:
+        raise BackendError(f"runs is {runs}; give 1 or more timed runs (latency.runs)")
+    if warmup_runs < 0:
+        raise BackendError(f"warmup_runs is {warmup_runs}; give 0 or more (latency.warmup_runs)")
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    # A collection inside a timed call would be charged to the engine.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -1,0 +1,103 @@
+"""Turn a float32 ONNX model into one that computes in 16-bit floats, or in 8-bit integers calibrated on real slices.
+
+A model in 8 bits holds explicit quantise and dequantise operators around every convolution (the QDQ form). ONNX
+Runtime, OpenVINO and TensorRT all read it. Weights get one scale for each output channel, activations one for each
+tensor, from the smallest and largest value seen.
+
+Reference: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+CVPR 2018.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from glioma_nas.errors import BackendError
+from glioma_nas.latency_backend import Array
+
+
+def to_float16(model: bytes) -> bytes:
+    """Return ``model`` with weights and activations in 16-bit floats; its inputs and outputs stay float32."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weights too small for 16 bits are rounded; parity decides whether it matters
+        converted = convert_float_to_float16(onnx.load_from_string(model), keep_io_types=True)
+    data: bytes = converted.SerializeToString()
+    return data
+
+
+def to_int8(model: bytes, images: Array, *, symmetric: bool = False) -> bytes:
+    """Return ``model`` with its convolutions in 8-bit integers.
+
+    Args:
+        model: Serialised ONNX model in float32 with one input.
+        images: Slices (N, C, H, W), float32, whose activations decide the scales; of training cases, never of those
+            that the result is judged on.
+        symmetric: Signed activations around zero and biases left in floats, which TensorRT requires; else unsigned
+            ones with an offset, which use all 256 values behind a ReLU.
+
+    Raises:
+        BackendError: There are no slices, the model takes several inputs, or ONNX Runtime cannot quantise it.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    if len(images) == 0:
+        raise BackendError("no slices to calibrate the 8-bit model on; give at least one (export.calibration_slices)")
+    inputs = onnx.load_from_string(model).graph.input
+    if len(inputs) != 1:
+        raise BackendError(f"a model of {len(inputs)} inputs cannot be quantised here; only those of one can")
+
+    class Slices(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left: Iterator[Array] = iter(images)
+
+        def get_next(self) -> dict[str, Array] | None:
+            image = next(self._left, None)
+            return None if image is None else {inputs[0].name: np.ascontiguousarray(image[None], dtype=np.float32)}
+
+    with tempfile.TemporaryDirectory(prefix="glioma_nas_") as folder, warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")  # advice on symbolic shapes, which a model of fixed sizes does not have
+        given, prepared, done = (str(Path(folder) / f"{name}.onnx") for name in ("given", "prepared", "done"))
+        Path(given).write_bytes(model)
+        try:
+            quant_pre_process(given, prepared, skip_symbolic_shape=True)
+            quantize_static(
+                prepared,
+                done,
+                Slices(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=["Conv"],
+                extra_options={
+                    "ActivationSymmetric": symmetric,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": not symmetric,
+                },
+            )
+        except (ValueError, RuntimeError) as err:
+            raise BackendError(f"ONNX Runtime cannot quantise the model: {str(err).strip().splitlines()[0]}") from err
+        return Path(done).read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # The quantiser tells its progress, and advice that does not concern us, to the root logger.
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)
