@@ -9,7 +9,6 @@ same key means done (or, for a partial folder, resumable); another key means the
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import importlib
 import logging
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from glioma_nas import __version__
+from glioma_nas.cohort import cohort_fingerprint
 from glioma_nas.component_checks import check_components
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import GliomaNasError, StorageError
@@ -87,28 +87,16 @@ class Stage:
 
 
 def _cohort_fingerprint(config: RunConfig) -> dict[str, Any]:
-    """Return what the preprocess stage depends on beside its sections.
+    """Return what the preprocess stage depends on beside its sections: the cohort's table, its scans, the markers.
 
-    The sheet counts by content. Scans count by size and time of change: hashing gigabytes at every command would take
-    longer than most stages. Of the markers only the columns and sequences matter here, so that another classifier does
-    not make the search out of date.
+    Of the markers only the columns and sequences matter here, so that another classifier does not make the search out
+    of date.
     """
-    sheet = config.cohort.sheet
-    scans: dict[str, list[int]] = {}
-    try:
-        with sheet.open(encoding="utf-8-sig", newline="") as handle:
-            cells = {cell.strip() for row in csv.reader(handle) for cell in row}
-    except (OSError, UnicodeDecodeError, csv.Error):
-        cells = set()  # the stage itself reads the sheet and says what is wrong with it
-    for cell in sorted(cells):
-        if cell.lower().endswith((".nii", ".nii.gz")) and (sheet.parent / cell).is_file():
-            status = (sheet.parent / cell).stat()
-            scans[cell] = [status.st_size, status.st_mtime_ns]
     markers = {
         name: marker.model_dump(mode="json", include={"column", "positive", "threshold", "sequences"})
         for name, marker in config.classify.markers.items()
     }
-    return {"sheet": sha256_file(sheet) if sheet.is_file() else None, "scans": scans, "markers": markers}
+    return {**cohort_fingerprint(config.cohort), "markers": markers}
 
 
 STAGES: tuple[Stage, ...] = (

@@ -77,7 +77,12 @@ def test_read_cohort_accepts_a_byte_order_mark_and_blank_lines(tmp_path: Path) -
         ("flair", "a/flair.dcm", r"flair is 'a/flair.dcm'; expected a NIfTI file ending in .nii or .nii.gz"),
         ("mask", "a/nothing.nii.gz", "case B: mask is 'a/nothing.nii.gz', no such file"),
         ("age", "fifty", "case B: age is 'fifty'; expected years between 0 and 120"),
-        ("age", "nan", "age is 'nan'"),
+        ("age", "inf", "age is 'inf'"),
+        ("age", "999Y", "age is '999Y'"),
+        ("case_id", "-B", "cannot name a folder.*leading '.' or '-'"),
+        ("case_id", "B.", "cannot name a folder on every system"),
+        ("case_id", "NUL", "cannot name a folder on every system"),
+        ("case_id", "a", "line 3: case_id 'a' is hardly different from that in line 2"),
         ("age", "-3", "age is '-3'"),
         ("age", "1e9", "age is '1e9'"),
         ("sex", "X", "case B: sex is 'X'; expected M or F, or an empty cell"),
@@ -108,7 +113,7 @@ def test_read_cohort_refuses_a_dangling_link(tmp_path: Path) -> None:
 
 
 def test_read_cohort_refuses_a_missing_sheet(tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match=r"none\.csv: No such file or directory; give the path of a CSV"):
+    with pytest.raises(CohortError, match=r"none\.csv: No such file or directory; give the path of a sheet"):
         read_cohort(CohortConfig(sheet=tmp_path / "none.csv"))
 
 
@@ -122,7 +127,7 @@ def test_read_cohort_refuses_a_sheet_that_is_no_text(tmp_path: Path) -> None:
     ("header", "message"),
     [
         (["id", *HEADER[1:]], r"no column 'case_id' \(columns: id, patient_id"),
-        ([";".join(HEADER)], "no column 'case_id'.*separated by commas"),
+        (["|".join(HEADER)], "no column 'case_id'.*separated by commas"),
         (["case_id", "patient", *HEADER[2:]], "no column 'patient_id'"),
         ([*HEADER[:3], "flare", *HEADER[4:]], "no column for sequence 'flair': did you mean 'flare'"),
         ([*HEADER[:8], "idh"], "column 'idh' stands 2 times"),

@@ -106,8 +106,10 @@ def test_changed_configuration_or_scan_makes_a_stage_out_of_date(config: RunConf
 
 def test_changed_sheet_makes_preprocessing_out_of_date(config: RunConfig, tmp_path: Path) -> None:
     Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
-    with config.cohort.sheet.open("a") as sheet:
-        sheet.write("\n")
+    text = config.cohort.sheet.read_text()
+    config.cohort.sheet.write_text(text + "\n")
+    assert Pipeline(config, tmp_path / "run", Silent()).is_done(STAGES[0])
+    config.cohort.sheet.write_text(text.replace("P002,P002", "P002,P001"))
     assert not Pipeline(config, tmp_path / "run", Silent()).is_done(STAGES[0])
 
 

@@ -13,7 +13,20 @@ from glioma_nas.config.section import Section
 class CohortConfig(Section):
     """Which patients and which of their files."""
 
-    sheet: Path = Field(description="CSV with one row per case; paths inside are relative to it")
+    sheet: Path = Field(
+        description="sheet (.csv, .tsv, .xlsx) with one row per case, or a BIDS, BraTS or nnU-Net folder, or one that "
+        "`cohort import-dicom` filled"
+    )
+    format: Literal["auto", "sheet", "bids", "brats", "nnunet"] = Field(
+        "auto", description="what a folder is; auto goes by the files in it"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our name: heading in the sheet, where headings are not recognised"
+    )
+    clinical: Path | None = Field(
+        None, description="sheet that adds age, sex, labels and patient_id to the cases, by case_id or else patient_id"
+    )
+    follow_links: bool = Field(False, description="allow links that lead out of the cohort's folder")
     sequences: tuple[str, ...] = Field(
         ("t1ce", "flair"), min_length=1, description="sequences the segmentation network sees, in channel order"
     )

@@ -78,9 +78,10 @@ def parse_config(data: Mapping[str, Any], *, source: str, folder: Path) -> RunCo
         config = RunConfig.model_validate(data)
     except ValidationError as err:
         raise ConfigError(f"{source}: {_first_problem(err)}") from err
-    sheet = (folder / config.cohort.sheet.expanduser()).resolve()
+    paths = {"sheet": config.cohort.sheet, "clinical": config.cohort.clinical}
+    paths = {name: (folder / path.expanduser()).resolve() for name, path in paths.items() if path is not None}
     plugins = tuple((folder / plugin.expanduser()).resolve() for plugin in config.plugins)
-    return config.model_copy(update={"cohort": config.cohort.model_copy(update={"sheet": sheet}), "plugins": plugins})
+    return config.model_copy(update={"cohort": config.cohort.model_copy(update=paths), "plugins": plugins})
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

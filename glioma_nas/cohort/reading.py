@@ -1,0 +1,296 @@
+"""Find out what a cohort is written as, read it, and check every row before any image is opened.
+
+The rules, in order, for the path in ``cohort.sheet``: a .csv, .tsv or .xlsx file is a sheet; a folder that holds
+``cohort.csv``, ``cohort.tsv`` or ``cohort.xlsx`` stands for that sheet; ``dataset.json`` beside ``imagesTr`` is an
+nnU-Net data set; ``participants.tsv`` or ``sub-*/anat`` is BIDS; folders of files named as in BraTS are BraTS; a folder
+with DICOM files must be imported first. ``cohort.format`` names one of these and ends the guessing.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from glioma_nas.cohort.bids import is_bids, read_bids
+from glioma_nas.cohort.brats import is_brats, read_brats
+from glioma_nas.cohort.cells import case_of_row, sanitised_case_id
+from glioma_nas.cohort.column_names import CANONICAL_SEQUENCES, known_column
+from glioma_nas.cohort.nnunet import is_nnunet, read_nnunet
+from glioma_nas.cohort.records import NIFTI_SUFFIXES, Case, Cohort, CohortTable, Exclusion, Problem, Row
+from glioma_nas.cohort.sheet import read_sheet
+from glioma_nas.cohort.spreadsheet import SHEET_SUFFIXES, read_spreadsheet
+from glioma_nas.config import CohortConfig
+from glioma_nas.errors import CohortError, did_you_mean
+from glioma_nas.files import canonical_json, sha256_text
+
+_KNOWN = ("case_id", "patient_id", "mask", "age", "sex")
+_DICOM_MAGIC = b"DICM"
+_DICOM_PROBES = 200
+
+_FOLDER_READERS: Mapping[str, tuple[Callable[[Path], bool], Callable[[Path], CohortTable]]] = {
+    "nnunet": (is_nnunet, read_nnunet),
+    "bids": (is_bids, read_bids),
+    "brats": (is_brats, read_brats),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A cohort with everything that is wrong with it.
+
+    Attributes:
+        cohort: The cases that can be used.
+        problems: What stops the others.
+        notes: What a reader had to decide.
+        format: ``sheet``, ``bids``, ``brats`` or ``nnunet``.
+    """
+
+    cohort: Cohort
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    format: str
+
+
+def read_cohort(config: CohortConfig) -> Cohort:
+    """Read and check the cohort; no image is opened, but every file named must exist.
+
+    A column holds images when ``config.sequences`` names it or one of its cells ends in .nii or .nii.gz.
+
+    Raises:
+        CohortError: The sheet or folder cannot be read, a column is missing, or a row is not usable. The message is the
+            first finding with its place and value, and how many more there are.
+    """
+    reading = examine_cohort(config)
+    if reading.problems:
+        raise CohortError(first_of([str(problem) for problem in reading.problems]))
+    if not reading.cohort.cases:
+        raise CohortError(f"{config.sheet}: holds no rows below the header; add one line for each case")
+    return reading.cohort
+
+
+def examine_cohort(config: CohortConfig, *, strict: bool = True) -> Reading:
+    """Read the cohort like `read_cohort`, but collect what is wrong with single cases instead of stopping.
+
+    Args:
+        config: Where the cohort is and how it is read.
+        strict: Refuse a cohort without a column for one of ``config.sequences``.
+
+    Raises:
+        CohortError: The sheet or folder as a whole cannot be read.
+    """
+    form, table = _read_table(config)
+    sequences = _image_columns(table, config.sequences, strict=strict)
+    labels = tuple(name for name in table.columns if name not in _KNOWN and name not in sequences)
+    problems = list(table.problems)
+    notes = list(table.notes)
+    spoilt = {problem.case_id for problem in problems}
+    first_place: dict[str, Row] = {}
+    cases: list[Case] = []
+    for row in table.rows:
+        try:
+            case = case_of_row(table.folder, row.cells, sequences, labels, follow_links=config.follow_links)
+            # Some file systems do not tell 'a' from 'A', nor the two ways Unicode writes 'é'.
+            key = unicodedata.normalize("NFC", case.case_id).casefold()
+            if key in first_place:
+                twin = first_place[key]
+                same = "the same as" if twin.cells["case_id"] == case.case_id else "hardly different from that"
+                raise CohortError(
+                    f"case_id '{case.case_id}' is {same} in {_short(twin.place)}; every case needs its own"
+                )
+        except CohortError as err:
+            problems.append(Problem(row.place, str(err), row.cells["case_id"] or None))
+            continue
+        first_place[key] = row
+        if case.case_id not in spoilt:
+            cases.append(case)
+    cohort = Cohort(table.source.resolve(), tuple(cases), sequences, labels)
+    return Reading(cohort, tuple(problems), tuple(notes), form)
+
+
+def select_complete(cohort: Cohort, config: CohortConfig) -> tuple[Cohort, tuple[Exclusion, ...]]:
+    """Apply ``config.missing_sequence`` to the cases that lack one of ``config.sequences``.
+
+    Returns:
+        The cohort of the cases that stay, and those that do not. A case with none of the sequences never stays.
+
+    Raises:
+        CohortError: A sequence is missing and the rule is ``error``, or no case is left.
+    """
+    kept: list[Case] = []
+    excluded: list[Exclusion] = []
+    problems: list[str] = []
+    for case in cohort.cases:
+        missing = [name for name in config.sequences if name not in case.images]
+        if not missing:
+            kept.append(case)
+        elif config.missing_sequence == "error":
+            problems.append(
+                f"{cohort.sheet}: case {case.case_id} has no {', '.join(missing)}; add the file, or set "
+                "cohort.missing_sequence to 'exclude' or 'zero'"
+            )
+        elif config.missing_sequence == "exclude" or len(missing) == len(config.sequences):
+            excluded.append(Exclusion(case.case_id, f"has no {', '.join(missing)}"))
+        else:
+            kept.append(case)
+    if problems:
+        raise CohortError(first_of(problems))
+    if not kept:
+        raise CohortError(
+            f"{cohort.sheet}: no case has the sequences {', '.join(config.sequences)}; all {len(excluded)} would be "
+            "left out: correct cohort.sequences or add the files"
+        )
+    return replace(cohort, cases=tuple(kept)), tuple(excluded)
+
+
+def cohort_fingerprint(config: CohortConfig) -> dict[str, Any]:
+    """Return what a run depends on: the table by content, scans by size and time of change.
+
+    Hashing gigabytes at every command would take longer than most stages.
+    """
+    try:
+        form, table = _read_table(config)
+    except CohortError:
+        return {"sheet": None, "scans": {}}  # whoever reads the cohort next says what is wrong with it
+    scans: dict[str, list[int]] = {}
+    for cell in sorted({cell for row in table.rows for cell in row.cells.values()}):
+        if not cell.lower().endswith(NIFTI_SUFFIXES):
+            continue
+        try:
+            status = (table.folder / cell).stat()
+        except (OSError, ValueError):
+            continue  # absent, or no possible name: a finding of whoever reads the cohort
+        scans[cell] = [status.st_size, status.st_mtime_ns]
+    content = [form, list(table.columns), [dict(row.cells) for row in table.rows]]
+    return {"sheet": sha256_text(canonical_json(content)), "scans": scans}
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """Return the first finding and how many more there are, as one line."""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{problems[0]}{more}"
+
+
+def _read_table(config: CohortConfig) -> tuple[str, CohortTable]:
+    source = config.sheet
+    form, path = _detect(source, config.format)
+    if form == "sheet":
+        table = read_sheet(path, columns=config.columns, wanted=config.sequences)
+    else:
+        table = _sanitised(_FOLDER_READERS[form][1](path))
+    if config.clinical is not None:
+        table = _with_clinical(table, config.clinical)
+    return form, table
+
+
+def _detect(source: Path, wanted: str) -> tuple[str, Path]:
+    if not source.is_dir():
+        if source.is_file() and source.suffix.lower() not in SHEET_SUFFIXES:
+            raise CohortError(
+                f"{source}: not a sheet ({', '.join(SHEET_SUFFIXES)}) and not a folder; an archive must be unpacked, "
+                "or imported with `glioma-nas cohort import-dicom` when it holds DICOM"
+            )
+        return "sheet", source
+    if wanted in _FOLDER_READERS:
+        return wanted, source
+    for suffix in SHEET_SUFFIXES:
+        if (source / f"cohort{suffix}").is_file():
+            return "sheet", source / f"cohort{suffix}"
+    if wanted == "auto":
+        for name, (fits, _) in _FOLDER_READERS.items():
+            if fits(source):
+                return name, source
+        if holds_dicom(source):
+            raise CohortError(
+                f"{source}: holds DICOM files; run `glioma-nas cohort import-dicom {source} --out FOLDER`, look "
+                "through FOLDER/series.csv, and give FOLDER as cohort.sheet"
+            )
+    raise CohortError(
+        f"{source}: none of the layouts that are read: cohort.csv, cohort.tsv or cohort.xlsx in it; BIDS "
+        "(participants.tsv, sub-*/anat); nnU-Net (dataset.json, imagesTr); BraTS (CASE/CASE_flair.nii.gz)"
+    )
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Tell whether one of the first files below ``folder`` is DICOM."""
+    for path in _first_files(folder, _DICOM_PROBES):
+        try:
+            with path.open("rb") as handle:
+                handle.seek(128)
+                if handle.read(4) == _DICOM_MAGIC:
+                    return True
+        except OSError:
+            continue  # a file that cannot be opened says nothing about the others
+    return False
+
+
+def _first_files(folder: Path, count: int) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if count <= 0:
+            return
+        if path.is_file() and not path.is_symlink():
+            count -= 1
+            yield path
+
+
+def _sanitised(table: CohortTable) -> CohortTable:
+    """Rename cases whose folders or files have names that cannot be case ids, and say so."""
+    rows = []
+    notes = list(table.notes)
+    for row in table.rows:
+        name = sanitised_case_id(row.cells["case_id"])
+        if name != row.cells["case_id"]:
+            notes.append(f"a case was renamed to {name}, because its name cannot be a case id")
+            row = Row(row.place, {**row.cells, "case_id": name})
+        rows.append(row)
+    return replace(table, rows=tuple(rows), notes=tuple(notes))
+
+
+def _with_clinical(table: CohortTable, path: Path) -> CohortTable:
+    """Add the columns of a clinical sheet to the cases, by case id or else by patient id."""
+    header, lines = read_spreadsheet(path)
+    names = {heading: known_column(heading) or heading for heading in header}
+    ours = list(names.values())
+    keys = [name for name in ("case_id", "patient_id") if name in ours]
+    if not keys:
+        raise CohortError(f"{path}: no column 'case_id' or 'patient_id' (columns: {', '.join(header)}); add one")
+    if taken := [name for name in ours if name in (*CANONICAL_SEQUENCES, "mask")]:
+        raise CohortError(f"{path}: cohort.clinical has a column '{taken[0]}' of files; files belong in cohort.sheet")
+    key = keys[0]
+    found: dict[str, dict[str, str]] = {}
+    for line, cells in lines:
+        person = {names[heading]: cell for heading, cell in cells.items()}
+        if person[key] in found:
+            raise CohortError(f"{path}: line {line}: {key} stands there for the second time; keep one line")
+        found[person[key]] = person
+    rows = tuple(
+        Row(row.place, {**row.cells, **{k: v for k, v in found.get(row.cells[key], {}).items() if v}})
+        for row in table.rows
+    )
+    present = {row.cells[key] for row in table.rows}
+    notes = list(table.notes)
+    if lacking := sum(row.cells[key] not in found for row in table.rows):
+        notes.append(f"{path.name}: {lacking} of {len(rows)} cases are not in it; their labels are unknown")
+    if spare := len(set(found) - present):
+        notes.append(f"{path.name}: {spare} lines belong to no case of the cohort")
+    columns = tuple(dict.fromkeys([*table.columns, *ours]))
+    return replace(table, columns=columns, rows=rows, notes=tuple(notes))
+
+
+def _image_columns(table: CohortTable, wanted: Sequence[str], *, strict: bool) -> tuple[str, ...]:
+    free = [name for name in table.columns if name not in _KNOWN]
+    images = tuple(
+        name
+        for name in free
+        if name in wanted or any(row.cells.get(name, "").lower().endswith(NIFTI_SUFFIXES) for row in table.rows)
+    )
+    for name in wanted if strict else ():
+        if name not in images:
+            raise CohortError(f"{table.source}: no column for sequence '{name}': {did_you_mean(name, free)}")
+    return images
+
+
+def _short(place: str) -> str:
+    return place.rsplit(": ", 1)[-1]
