@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import struct
 import zlib
 from collections.abc import Collection
@@ -32,6 +33,7 @@ _HEADER_SIZES = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
 _COPY_AGAIN = "copy or export the file again"
 _MAX_SHIFT_VOXELS = 0.1
 _GZIP_LEVEL = 6
+_MAX_UNPACKED_BYTES = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def write_mask(path: Path, mask: MaskVolume, *, like: Path) -> None:
     Raises:
         ImageError: ``mask`` has another shape than the scan.
     """
-    image, _ = _open(like)
+    image, _ = open_nifti(like)
     shape = _three_dimensional(like, image.shape)
     if mask.shape != shape:
         raise ImageError(f"{path}: a mask of shape {_by(mask.shape)} does not fit {like.name} of shape {_by(shape)}")
@@ -159,7 +161,7 @@ def write_mask(path: Path, mask: MaskVolume, *, like: Path) -> None:
 
 
 def _read_checked(path: Path) -> tuple[npt.NDArray[Any], Affine]:
-    image, n_bytes = _open(path)
+    image, n_bytes = open_nifti(path)
     shape = _three_dimensional(path, image.shape)
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
@@ -177,17 +179,30 @@ def _read_checked(path: Path) -> tuple[npt.NDArray[Any], Affine]:
     return data, affine
 
 
-def _open(path: Path) -> tuple[Any, int]:
-    # The whole stream is decompressed, which checks gzip's length and checksum too.
+def open_nifti(path: Path) -> tuple[Any, int]:
+    """Read a whole file, which checks gzip's length and checksum too, and parse its header.
+
+    Returns:
+        The nibabel image, and the bytes that are there once unpacked.
+
+    Raises:
+        ImageError: The file is missing, damaged, not NIfTI, or unpacks to more than any scan holds.
+    """
     try:
         raw = path.read_bytes()
     except OSError as err:
         raise ImageError(f"{path}: {err.strerror or err}; mend the path in the sheet or restore the file") from err
     if raw[:2] == _GZIP_MAGIC:
         try:
-            raw = gzip.decompress(raw)
+            # A few kilobytes can unpack to terabytes of zeros, so reading stops where no scan goes.
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
+                raw = stream.read(_MAX_UNPACKED_BYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as err:
             raise ImageError(f"{path}: truncated or damaged ({' '.join(str(err).split())}); {_COPY_AGAIN}") from err
+    if len(raw) > _MAX_UNPACKED_BYTES:
+        raise ImageError(
+            f"{path}: unpacks to over {_MAX_UNPACKED_BYTES / 1e9:.0f} GB, more than one scan; {_COPY_AGAIN}"
+        )
     size = {struct.unpack(order, raw[:4])[0] for order in ("<i", ">i")} & set(_HEADER_SIZES) if len(raw) >= 4 else set()
     if not size:
         raise ImageError(f"{path}: not a NIfTI file ({len(raw)} bytes); convert it, for example with dcm2niix")

@@ -1,13 +1,17 @@
-"""Commands on cohorts: ``cohort synth``."""
+"""Commands on cohorts: ``cohort validate`` and ``cohort synth``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glioma_nas.cli.application import app, shown_progress
+from glioma_nas.cli.application import JsonOption, SetOption, app, load_run_config, shown_progress
+
+if TYPE_CHECKING:
+    from glioma_nas.config import CohortConfig
+    from glioma_nas.validation.validating import Demands
 
 cohort_app = typer.Typer(help="Check or make cohorts.", no_args_is_help=True)
 app.add_typer(cohort_app, name="cohort")
@@ -27,3 +31,59 @@ def cohort_synth(
     with shown_progress() as progress:
         sheet = write_synthetic_cohort(out, patients, seed, progress=progress)
     typer.echo(sheet)
+
+
+@cohort_app.command("validate")
+def cohort_validate(
+    cohort: Annotated[Path, typer.Argument(help="sheet, data set folder, or YAML configuration", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder for HTML and JSON [default: runs/validate-NAME]")
+    ] = None,
+    sequences: Annotated[
+        str | None, typer.Option("--sequences", help="those every case should have: t1ce,flair", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="processes")] = 2,
+    override: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every byte of a cohort and tell what is wrong with it; exit status 2 when there are errors."""
+    from glioma_nas.console import print_table
+    from glioma_nas.files import require_writable
+    from glioma_nas.validation import grouped, validate_cohort, write_validation
+    from glioma_nas.validation.page import shown_cases
+
+    config, demands = _what_to_validate(cohort, sequences, override)
+    folder = out if out is not None else Path("runs") / f"validate-{cohort.resolve().stem}"
+    require_writable(folder)
+    with shown_progress() as progress:
+        validation = validate_cohort(config, demands, workers=workers, progress=progress)
+    page = write_validation(validation, folder)
+    rows = [
+        [group.severity, group.code, group.count, shown_cases(group.cases) or None, group.message, group.remedy]
+        for group in grouped(validation.findings)
+    ]
+    title = (
+        f"{len(validation.cohort.cases)} cases, {validation.n_files} files: {validation.n_errors} errors, "
+        f"{validation.count('warning')} warnings"
+    )
+    print_table(title, ["severity", "finding", "times", "cases", "first of them", "what to do"], rows, as_json=as_json)
+    if not as_json:
+        typer.echo(page)
+    raise typer.Exit(2 if validation.n_errors else 0)
+
+
+def _what_to_validate(path: Path, sequences: str | None, override: list[str] | None) -> tuple[CohortConfig, Demands]:
+    from glioma_nas.config import CohortConfig
+    from glioma_nas.errors import ConfigError
+    from glioma_nas.validation.validating import Demands
+
+    named = tuple(name.strip() for name in (sequences or "").split(",") if name.strip())
+    if path.suffix.lower() in (".yaml", ".yml"):
+        from glioma_nas.stages.preprocess import sequences_of
+
+        config = load_run_config(path, override, None)
+        demands = Demands(named or sequences_of(config), config.classify.markers, config.folds.n_folds)
+        return config.cohort, demands
+    if override:
+        raise ConfigError("--set changes keys of a configuration; give the YAML in place of the sheet")
+    return CohortConfig(sheet=path.expanduser().resolve()), Demands(named)

@@ -1,0 +1,59 @@
+"""The commands on cohorts, run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glioma_nas.testing.phantoms import write_phantom_cohort
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.slow  # each starts an interpreter
+
+
+def cli(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "glioma_nas", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+        check=False,
+        timeout=300,
+    )
+
+
+def test_validate_exits_0_on_a_sound_cohort_and_says_where_the_page_is(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 4, 0)
+    done = cli("cohort", "validate", sheet, "--out", "check", "--workers", 1, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 cases, 20 files: 0 errors")
+    assert "check/validation.html" in done.stdout
+    assert "4/4" in done.stderr
+
+
+def test_validate_exits_2_with_a_configuration_whose_cohort_has_errors(tmp_path: Path) -> None:
+    write_phantom_cohort(tmp_path / "cohort", 4, 0)
+    (tmp_path / "cohort" / "P002" / "flair.nii.gz").write_bytes(b"")
+    (tmp_path / "run.yaml").write_text(
+        "cohort: {sheet: cohort/cohort.csv, sequences: [flair]}\n"
+        "classify: {markers: {idh: {column: idhh, positive: mutant}}}\n"
+    )
+    done = cli("cohort", "validate", "run.yaml", "--json", folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    rows = {row["finding"]: row for row in json.loads(done.stdout)}
+    assert rows["unreadable"]["cases"] == "P002"
+    assert "did you mean 'idh'" in rows["no-label"]["what to do"]
+    assert (tmp_path / "runs" / "validate-run" / "validation.json").is_file()
+
+
+def test_validate_refuses_what_is_no_cohort_in_one_line(tmp_path: Path) -> None:
+    done = cli("cohort", "validate", tmp_path, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
