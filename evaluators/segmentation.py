@@ -6,20 +6,18 @@ strategies can call `evaluate` on a frozen model.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nni
-import torch
-from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule
-from torch import Tensor, nn
+from nni.nas.evaluator.pytorch import DataLoader, Lightning
+from torch import nn
 
 from glioma_nas.errors import CohortError, ConfigError
+from glioma_nas.evaluators.segmentation_module import SegmentationModule
 from glioma_nas.files import read_json, write_json
-from glioma_nas.losses import distillation_loss, segmentation_loss
 from glioma_nas.nni_bridge import current_sample, in_trial, sample_key
 from glioma_nas.prepared import PreparedCase, PreparedCohort
 from glioma_nas.progress import Progress
@@ -28,141 +26,14 @@ from glioma_nas.seeding import derive_seed, isolated_torch_rng, numpy_generator
 from glioma_nas.slices import EpochSampler, SliceDataset
 from glioma_nas.training import (
     LAST_CHECKPOINT,
-    FiniteGuard,
     history_of,
     interruptible,
     make_trainer,
     resume_arguments,
 )
 
-POLY_POWER = 0.9
-EXPONENTIAL_DECAY = 0.978
-
 TRIALS_FOLDER = "trials"
 TRIAL_RESULT = "result.json"
-
-
-class SegmentationModule(LightningModule):
-    """Training recipe of a segmentation network: loss, distillation, SGD with momentum and a falling learning rate.
-
-    Args:
-        loss: Name of a loss in `glioma_nas.losses`.
-        auxiliary_weight: Weight of the single-scale logits; see `segmentation_loss`.
-        learning_rate: First learning rate of SGD (momentum 0.9).
-        weight_decay: L2 penalty of SGD.
-        epochs: Epochs the schedule spans.
-        schedule: ``poly`` falls to zero as (1 - epoch/epochs)^0.9; ``exponential`` multiplies by 0.978 each epoch.
-        teacher: Trained network to distil from, in evaluation mode; none for training from labels only.
-        kd_weight: Weight of the distillation loss.
-        kd_temperature: See `distillation_loss`.
-        kd_direction: See `distillation_loss`.
-    """
-
-    def __init__(
-        self,
-        *,
-        loss: str,
-        auxiliary_weight: float,
-        learning_rate: float,
-        weight_decay: float,
-        epochs: int,
-        schedule: str,
-        teacher: nn.Module | None = None,
-        kd_weight: float = 1.0,
-        kd_temperature: float = 1.0,
-        kd_direction: str = "teacher_student",
-    ) -> None:
-        super().__init__()
-        if schedule not in ("poly", "exponential"):
-            raise ConfigError(f"unknown schedule '{schedule}'; allowed: poly, exponential")
-        self.loss = segmentation_loss(loss, auxiliary_weight=auxiliary_weight)
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.epochs = epochs
-        self.schedule = schedule
-        self.kd_weight = kd_weight
-        self.kd_temperature = kd_temperature
-        self.kd_direction = kd_direction
-        # In a tuple, so that the teacher's weights do not become part of this module's checkpoints.
-        self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None and kd_weight > 0 else ()
-        self._guard = FiniteGuard("segmentation training")
-        self.latest_loss = math.nan
-        self._epoch_losses: list[float] = []
-
-    def forward(self, image: Tensor) -> Any:
-        """Run the network; ``image`` is (N, C, H, W) float32."""
-        return self.model(image)
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
-        """Return the loss of one batch, or None (Lightning skips the step) when it is not finite."""
-        loss = self.step_loss(batch)
-        if not self._guard.accepts(loss):
-            return None
-        self.latest_loss = float(loss.detach())
-        self._epoch_losses.append(self.latest_loss)
-        return loss
-
-    def step_loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return L_seg + w·KD of one batch, a scalar with gradient."""
-        outputs = self.model(batch["image"])
-        loss: Tensor = self.loss(outputs, batch["mask"])
-        for teacher in self._teacher:
-            with torch.no_grad():
-                soft_target = teacher.to(batch["image"].device)(batch["image"])
-            logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
-            loss = loss + self.kd_weight * distillation_loss(
-                logits, soft_target, temperature=self.kd_temperature, direction=self.kd_direction
-            )
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        """Return SGD and a schedule stepped once per epoch."""
-        # Architecture parameters of a one-shot strategy live outside the model, so this is W alone.
-        optimizer = torch.optim.SGD(
-            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
-            lr=self.learning_rate,
-            momentum=0.9,
-            weight_decay=self.weight_decay,
-        )
-
-        def factor(epoch: int) -> float:
-            if self.schedule == "exponential":
-                return EXPONENTIAL_DECAY**epoch
-            return float(max(1 - epoch / self.epochs, 0.0) ** POLY_POWER)
-
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
-
-    def epoch_figures(self) -> dict[str, float]:
-        """Return this epoch's mean loss and learning rate, and start the next epoch's mean."""
-        optimizer = self.trainer.optimizers[0]
-        losses, self._epoch_losses = self._epoch_losses, []
-        return {
-            "loss": sum(losses) / len(losses) if losses else math.nan,
-            "learning_rate": float(optimizer.param_groups[0]["lr"]),
-        }
-
-    @torch.no_grad()
-    def score(self, model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
-        """Return the mean over cases of the Dice coefficient pooled over each case's slices, in [0, 1].
-
-        A case without tumour in the given slices counts only when the network marks something there (Dice 0): its Dice
-        is not defined otherwise.
-
-        Args:
-            model: Network in evaluation mode; gives logits (N, K, H, W).
-            batches: As the loaders of this evaluator yield them.
-        """
-        device = next(model.parameters()).device
-        overlap: dict[str, int] = {}
-        total: dict[str, int] = {}
-        for batch in batches:
-            predicted = model(batch["image"].to(device)).argmax(1).cpu() > 0
-            truth = batch["mask"] > 0
-            for row, case in enumerate(batch["case"]):
-                overlap[case] = overlap.get(case, 0) + int((predicted[row] & truth[row]).sum())
-                total[case] = total.get(case, 0) + int(predicted[row].sum()) + int(truth[row].sum())
-        dice = [2 * overlap[case] / total[case] for case in overlap if total[case]]
-        return sum(dice) / len(dice) if dice else 0.0
 
 
 def split_training_cases(
@@ -282,6 +153,7 @@ class SegmentationEvaluator(Lightning):
             plain = SliceDataset(validation, tuple(sequences), augment=False, seed=self.seed)
             self.scoring_loader = DataLoader(plain, batch_size=batch_size)
 
+        self.progress = progress  # for what a strategy does after the training
         self._folder = Path(folder)
         self._network: nn.Module | None = None
         # Kept as recipes: each trial needs a module and a trainer that have not run.

@@ -62,6 +62,10 @@ class ResourceError(GliomaNasError):
     """Report that memory or disk space will not suffice for what was asked."""
 
 
+class SearchError(GliomaNasError):
+    """Report a search that ended without a network that keeps the user's limits."""
+
+
 class DivergedError(GliomaNasError):
     """Report a training run whose loss stopped being a finite number."""
 

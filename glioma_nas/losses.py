@@ -103,6 +103,15 @@ def segmentation_loss(name: str, *, auxiliary_weight: float = 1.0) -> Callable[[
     return loss
 
 
+def main_logits(outputs: Outputs) -> Tensor:
+    """Return the logits (N, K, H, W) that count: ``logits`` if there are any, else the first map not auxiliary."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if "logits" in outputs:
+        return outputs["logits"]
+    return next(value for name, value in outputs.items() if not name.startswith("scale_"))
+
+
 def distillation_loss(
     student: Tensor, teacher: Tensor, *, temperature: float = 1.0, direction: str = "teacher_student"
 ) -> Tensor:

@@ -34,12 +34,14 @@ class Relaxation:
         values: Label → value used in this pass, for mutables inside layer arguments (widths).
         gates: Label → scalar tensor of value 1 whose gradient reaches the width parameters (straight-through
             estimator). Labels without a gate are constants in this pass.
+        auxiliary_skip: Weight of a skip connection without parameters beside every mixture of operators; 0 for none.
     """
 
     architecture: str
     weights: Mapping[str, Tensor]
     values: Mapping[str, Any]
     gates: Mapping[str, Tensor] = field(default_factory=dict)
+    auxiliary_skip: float = 0.0
 
 
 class RelaxationSlot:
@@ -116,6 +118,30 @@ def weighted_sum(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def add_auxiliary_skip(mixture: Any, x: Any, weight: float) -> Any:
+    """Return ``mixture + weight·x``, with ``x`` brought to the mixture's shape without any parameter.
+
+    Where sizes shrink, ``x`` is averaged; channels that ``x`` lacks are zero, and those it has too many are left out
+    (He et al., Deep Residual Learning, CVPR 2016, shortcut A). What no such skip fits, such as an output larger than
+    the input or not an image, is returned as it is.
+
+    Args:
+        mixture: Mixed outputs of the candidates, (N, C', H', W') when a skip fits.
+        x: Their input, (N, C, H, W).
+        weight: Weight of the skip.
+    """
+    if weight == 0 or not isinstance(x, Tensor) or not isinstance(mixture, Tensor):
+        return mixture
+    if x.dim() != 4 or mixture.dim() != 4 or any(a < b for a, b in zip(x.shape[2:], mixture.shape[2:], strict=True)):
+        return mixture
+    if x.shape[2:] != mixture.shape[2:]:
+        x = nn.functional.adaptive_avg_pool2d(x, (mixture.shape[2], mixture.shape[3]))
+    shared = min(x.shape[1], mixture.shape[1])
+    if shared == mixture.shape[1]:
+        return torch.add(mixture, x[:, :shared], alpha=weight)
+    return torch.cat([torch.add(mixture[:, :shared], x, alpha=weight), mixture[:, shared:]], dim=1)
+
+
 class RelaxedLayer(LayerChoice, BaseSuperNetModule):
     """A `LayerChoice` in a supernet: Σ_k w_k·O_k(x) with the active weights of its label (METHOD eq. 4-4, 4-5).
 
@@ -129,13 +155,16 @@ class RelaxedLayer(LayerChoice, BaseSuperNetModule):
     def forward(self, x: Any) -> Any:
         """Mix the candidates' outputs; ``x`` is whatever one candidate takes."""
         weights = self.slot.current.weights[self.label]
+        skip = self.slot.current.auxiliary_skip
         if weights.requires_grad:
-            return weighted_sum(weights.unbind(), [self[name](x) for name in self.names])
+            mixture: Any = weighted_sum(weights.unbind(), [self[name](x) for name in self.names])
+            return add_auxiliary_skip(mixture, x, skip)
         shares = weights.tolist()
         chosen = [index for index, share in enumerate(shares) if share != 0.0]
         if len(chosen) == 1 and shares[chosen[0]] == 1.0:
             return self[self.names[chosen[0]]](x)
-        return weighted_sum([weights[index] for index in chosen], [self[self.names[index]](x) for index in chosen])
+        mixture = weighted_sum([weights[index] for index in chosen], [self[self.names[index]](x) for index in chosen])
+        return add_auxiliary_skip(mixture, x, skip)
 
     def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Draw nothing: the strategy draws."""

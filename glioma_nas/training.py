@@ -20,6 +20,7 @@ import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Trainer
 from pytorch_lightning.callbacks import Callback, Checkpoint
+from torch import Tensor, nn
 
 from glioma_nas.epoch_metrics import publish
 from glioma_nas.errors import ConfigError, DivergedError, StorageError
@@ -123,33 +124,62 @@ class EpochProgress(Callback):
 
 
 class FiniteGuard:
-    """Let a few non-finite losses pass unused, then stop with a reason rather than give a silent result.
+    """Let a few non-finite steps pass unused and counted, then stop with a reason rather than give a silent result.
 
     Args:
         what: What is trained, for the message.
-        patience: Consecutive non-finite losses that are skipped before `DivergedError`.
+        patience: Consecutive non-finite steps that are skipped before `DivergedError`.
     """
 
     def __init__(self, what: str, patience: int = 10) -> None:
         self._what = what
         self._patience = patience
-        self._bad = 0
+        # By name, since a good loss says nothing about gradients. Part of checkpoints: a restart is no new patience.
+        self.in_a_row: dict[str, int] = {}
+        self._skipped = 0
 
-    def accepts(self, loss: torch.Tensor) -> bool:
-        """Tell whether a step may be taken with ``loss``, a scalar.
+    def accepts(self, value: Tensor | float | None, name: str = "loss") -> bool:
+        """Tell whether a step may be taken.
+
+        Args:
+            value: The loss, or the norm of the gradient; none when the step itself refused to give one.
+            name: What ``value`` is, for the message.
 
         Raises:
-            DivergedError: More losses in a row than ``patience`` were NaN or infinite.
+            DivergedError: More values in a row than ``patience`` were NaN or infinite.
         """
-        if torch.isfinite(loss.detach()):
-            self._bad = 0
+        number = value.detach() if isinstance(value, Tensor) else value
+        if number is not None and math.isfinite(float(number)):
+            self.in_a_row[name] = 0
             return True
-        self._bad += 1
-        if self._bad > self._patience:
+        self._skipped += 1
+        times = self.in_a_row[name] = self.in_a_row.get(name, 0) + 1
+        if times > self._patience:
             raise DivergedError(
-                f"{self._what}: the loss was not a finite number {self._bad} times in a row; lower the learning rate"
+                f"{self._what}: the {name} was not a finite number {times} times in a row; lower the learning rate, "
+                "and check the images for extreme values"
             )
         return False
+
+    def take_skipped(self) -> int:
+        """Return the steps skipped since the last call."""
+        skipped, self._skipped = self._skipped, 0
+        return skipped
+
+
+def require_finite_weights(network: nn.Module, what: str) -> None:
+    """Refuse a network that holds NaN or infinity, batch norm statistics included, before anything is made of it.
+
+    Raises:
+        DivergedError: It does.
+    """
+    bad = [
+        name
+        for name, value in network.state_dict().items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if bad:
+        raise DivergedError(f"{what}: {len(bad)} arrays of the network are not finite, the first is {bad[0]}")
 
 
 def make_trainer(

@@ -58,6 +58,21 @@ def groups_of(space: Any) -> dict[str, list[str]]:
     }
 
 
+def skips_of(supernet: nn.Module) -> list[str]:
+    """Return the names of operator candidates that are skip connections.
+
+    Such a candidate's class says ``is_skip = True``, as registered operators do, or it is PyTorch's ``Identity``.
+    """
+    found = {
+        name
+        for module in supernet.modules()
+        if isinstance(module, RelaxedLayer)
+        for name in module.names
+        if isinstance(module[name], nn.Identity) or getattr(module[name], "is_skip", False)
+    }
+    return sorted(found)
+
+
 class ArchitectureParameters(nn.Module):
     """α, β and γ of one architecture.
 
@@ -118,17 +133,33 @@ class ArchitectureParameters(nn.Module):
         """Return the weights of every label as float64 arrays, for the decoder and for files."""
         return {label: weight.detach().double().cpu().numpy() for label, weight in self.weights().items()}
 
-    def relaxation(self, width: str, *, differentiable: bool) -> Relaxation:
+    def relaxation(
+        self,
+        width: str,
+        *,
+        differentiable: bool,
+        temperature: float = 1.0,
+        gumbel: bool = False,
+        auxiliary_skip: float = 0.0,
+    ) -> Relaxation:
         """Define one pass.
 
         Args:
             width: ``max``, ``min``, ``random`` (uniform) or ``sampled`` (Gumbel-softmax with γ) for every node's width.
             differentiable: Whether gradient flows to α, β and, for ``sampled``, γ.
+            temperature: τ > 0 of every Gumbel-softmax.
+            gumbel: Mix operators and inputs by a Gumbel-softmax sample of α and β instead of their softmax.
+            auxiliary_skip: See `Relaxation`.
 
         Reference:
-            Jang et al., Categorical Reparameterization with Gumbel-Softmax, ICLR 2017 (straight-through, τ = 1).
+            Jang et al., Categorical Reparameterization with Gumbel-Softmax, ICLR 2017 (straight-through for widths).
         """
-        weights = self.probabilities() if differentiable else {k: v.detach() for k, v in self.probabilities().items()}
+        weights = self.probabilities()
+        if gumbel:
+            mixed = [label for kind in GROUPS[:2] for label in self.groups[kind]]
+            weights |= {label: nn.functional.gumbel_softmax(self.logits[label], tau=temperature) for label in mixed}
+        if not differentiable:
+            weights = {label: weight.detach() for label, weight in weights.items()}
         values: dict[str, Any] = {label: self._constant(label) for label in self._choices}
         gates: dict[str, Tensor] = {}
         for label in self._width_labels:
@@ -141,7 +172,8 @@ class ArchitectureParameters(nn.Module):
                 index = int(torch.randint(len(options), ()))
             elif width == "sampled" and label in self.logits:
                 logits = self.logits[label]
-                hard = nn.functional.gumbel_softmax(logits if differentiable else logits.detach(), tau=1.0, hard=True)
+                soft = logits if differentiable else logits.detach()
+                hard = nn.functional.gumbel_softmax(soft, tau=temperature, hard=True)
                 index = int(hard.argmax())
                 if differentiable:
                     gates[label] = hard[index]
@@ -150,7 +182,7 @@ class ArchitectureParameters(nn.Module):
             else:
                 raise ValueError(f"unknown width rule '{width}'; allowed: max, min, random, sampled")
             values[label] = options[index]
-        return Relaxation(self.name, weights, values, gates)
+        return Relaxation(self.name, weights, values, gates, auxiliary_skip)
 
     def random_path(self) -> Relaxation:
         """Define one pass through a uniformly drawn operator, input and width everywhere, without gradient to them.
@@ -165,6 +197,42 @@ class ArchitectureParameters(nn.Module):
             for label in self.groups[kind]
         }
         return replace(widths, weights={**widths.weights, **drawn})
+
+    def concentration(self) -> Tensor:
+        """Return mean(log Σ exp α) over the operator choices, the penalty of β-decay; a scalar with gradient.
+
+        Reference:
+            Ye et al., β-DARTS, CVPR 2022.
+        """
+        labels = self.groups["operator"]
+        if not labels:
+            return torch.zeros(())
+        return torch.stack([torch.logsumexp(self.logits[label], 0) for label in labels]).mean()
+
+    def preferred(self, kind: str) -> list[Any]:
+        """Return the most probable value of every choice of one kind."""
+        return [self._choices[label][int(self.logits[label].detach().argmax())] for label in self.groups[kind]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row for every value of every searched choice: what the history of α, β and γ is made of."""
+        return [
+            {
+                "architecture": self.name,
+                "kind": kind,
+                "label": label,
+                "value": str(value),
+                "logit": float(logit),
+                "probability": float(probability),
+            }
+            for kind in GROUPS
+            for label in self.groups[kind]
+            for value, logit, probability in zip(
+                self._choices[label],
+                self.logits[label].detach().cpu(),
+                self.logits[label].detach().softmax(-1).cpu(),
+                strict=True,
+            )
+        ]
 
     def entropy(self, kind: str) -> float:
         """Return the mean entropy of one kind of choice, as a share of the uniform one's: 1 undecided, 0 decided."""

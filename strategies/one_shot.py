@@ -7,38 +7,43 @@ Reference: Liu et al., DARTS, ICLR 2019; Chen et al., FasterSeg, ICLR 2020; thes
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot: the other order makes NNI lose its own one-shot strategies
-import numpy as np
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import RawFormatModelSpace
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 
 from glioma_nas.architecture import Architecture
-from glioma_nas.errors import ConfigError, did_you_mean
+from glioma_nas.errors import ConfigError, SearchError, did_you_mean
+from glioma_nas.files import canonical_json
+from glioma_nas.progress import Progress, Silent
 from glioma_nas.registry import strategies
 from glioma_nas.relaxation import RelaxationSlot, relaxation_hooks
-from glioma_nas.seeding import derive_seed, isolated_torch_rng
-from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
+from glioma_nas.seeding import isolated_torch_rng, numpy_generator
+from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of, skips_of
 from glioma_nas.strategies.candidate_scoring import (
     Candidate,
     finetune,
-    ignored_latency_weight,
     recalibrate_batch_norm,
     target_score,
     warn_about_equal_exponents,
 )
+from glioma_nas.strategies.evolution import evolve
 from glioma_nas.strategies.latency_term import DecoupledLatency
-from glioma_nas.strategies.supernet_search import RandomPathTraining, SupernetSearch
+from glioma_nas.strategies.search_settings import SearchSettings, require_number, two_numbers
+from glioma_nas.strategies.supernet_search import SupernetSearch
 from glioma_nas.training import interruptible
 
 BRANCHES_LABEL = "branches"
 """Label of the choice that is made last, by scoring every value's decoded network."""
 
 DECODINGS = ("joint", "viterbi", "fasterseg")
-WIDTH_RULES = ("max", "min", "random", "sampled")
+
+_logger = logging.getLogger(__name__)
 
 
 class LatencyRegularisedSearch(OneShotStrategy):
@@ -47,19 +52,29 @@ class LatencyRegularisedSearch(OneShotStrategy):
     Args:
         profiler: NNI profiler of the space with ``expectation(weights) -> Tensor`` in ms, differentiable, and
             ``profile(sample) -> float``; none searches for accuracy only and requires ``latency_weight=0``.
-        latency_weight: λ of eq. 4-11, per ms; acts on the student only.
+        latency_weight: λ of eq. 4-11, per ms; acts on the student only. See `SearchSettings`.
+        latency_window_ms: See `SearchSettings`.
         latency_coefficients: (w₁, w₂, w₃) of eq. 4-9, or ``auto``.
-        pretrain_epochs: Epochs that train W only.
-        pretrain_widths: Width rules of one step's passes while pretraining.
-        search_widths: Likewise while searching.
-        architecture_learning_rate: Adam's learning rate for α, β, γ.
-        gradient_clip: Largest norm of the gradient of W.
+        pretrain_epochs: See `SearchSettings`.
+        pretrain_widths: See `SearchSettings`.
+        search_widths: See `SearchSettings`.
+        architecture_learning_rate: See `SearchSettings`.
+        gradient_clip: See `SearchSettings`.
+        auxiliary_skip: See `SearchSettings`.
+        beta_decay: See `SearchSettings`.
+        max_skip_fraction: See `SearchSettings`.
+        min_entropy: See `SearchSettings`.
+        gumbel_temperature: See `SearchSettings`.
+        operator_relaxation: See `SearchSettings`.
         decode: Decoding of β, see the space's decoder.
         target_latency_ms: T of eq. 4-1.
         target_exponents: (a, b) of eq. 4-1.
+        latency_limit_ms: Hard limit: no slower network is chosen, for the student only.
         finetune_steps: Optimiser steps on W's data for each decoded network before it is scored; the supernet's weights
             served soft mixtures and suit no single network. 0 leaves them as they are.
         recalibration_batches: Batches for the batch norms of a decoded network before it is scored.
+        evolution_generations: Generations of weight-inheriting evolution after the search, see `evolve`; 0 for none.
+        evolution_population: Networks of one generation.
         seed: Seed of everything drawn.
     """
 
@@ -70,55 +85,79 @@ class LatencyRegularisedSearch(OneShotStrategy):
         *,
         profiler: Any = None,
         latency_weight: float = 0.01,
+        latency_window_ms: Any = None,
         latency_coefficients: Any = "auto",
         pretrain_epochs: int = 20,
         pretrain_widths: Sequence[str] = ("max", "min", "random", "random"),
         search_widths: Sequence[str] = ("max", "min", "sampled"),
         architecture_learning_rate: float = 3e-4,
         gradient_clip: float = 5.0,
+        auxiliary_skip: float = 0.0,
+        beta_decay: float = 0.0,
+        max_skip_fraction: float | None = None,
+        min_entropy: float | None = None,
+        gumbel_temperature: Any = 1.0,
+        operator_relaxation: str = "softmax",
         decode: str = "joint",
         target_latency_ms: float | None = None,
         target_exponents: tuple[float, float] = (-0.07, -0.07),
+        latency_limit_ms: float | None = None,
         finetune_steps: int = 100,
         recalibration_batches: int = 8,
+        evolution_generations: int = 0,
+        evolution_population: int = 16,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if profiler is None and latency_weight > 0:
-            raise ConfigError("latency_weight > 0 needs a profiler; build a latency table or set latency_weight: 0")
-        below, above = _two_numbers("target_exponents", target_exponents)
+        self.settings = SearchSettings(
+            latency_weight=latency_weight,
+            latency_window_ms=latency_window_ms,
+            pretrain_epochs=pretrain_epochs,
+            pretrain_widths=tuple(pretrain_widths),
+            search_widths=tuple(search_widths),
+            architecture_learning_rate=architecture_learning_rate,
+            gradient_clip=gradient_clip,
+            auxiliary_skip=auxiliary_skip,
+            beta_decay=beta_decay,
+            max_skip_fraction=max_skip_fraction,
+            min_entropy=min_entropy,
+            gumbel_temperature=gumbel_temperature,
+            operator_relaxation=operator_relaxation,
+        )
+        for needing, given in (("latency_weight > 0", latency_weight > 0), ("latency_limit_ms", latency_limit_ms)):
+            if profiler is None and given:
+                raise ConfigError(
+                    f"{needing} needs a profiler; build a latency table or leave it out (latency_weight: 0)"
+                )
+        below, above = two_numbers("target_exponents", target_exponents)
         if target_latency_ms is None and below != above:
             raise ConfigError("unequal target_exponents need target_latency_ms")
         for name, value in (
-            ("latency_weight", latency_weight),
-            ("architecture_learning_rate", architecture_learning_rate),
-            ("gradient_clip", gradient_clip),
             ("finetune_steps", finetune_steps),
             ("recalibration_batches", recalibration_batches),
+            ("evolution_generations", evolution_generations),
+            ("latency_limit_ms", latency_limit_ms or 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise ConfigError(f"{name} is {value!r}; give a number of at least 0")
+            require_number(name, value)
+        if evolution_population < 2:
+            raise ConfigError(f"evolution_population is {evolution_population}; give at least 2")
         if decode not in DECODINGS:
             raise ConfigError(f"unknown decoding '{decode}': {did_you_mean(decode, DECODINGS)}")
-        for rule in (*pretrain_widths, *search_widths):
-            if rule not in WIDTH_RULES:
-                raise ConfigError(f"unknown width rule '{rule}'; allowed: {', '.join(WIDTH_RULES)}")
         warn_about_equal_exponents((below, above), target_latency_ms)
         self.relaxation_slot = RelaxationSlot()
         self.profiler = profiler
         self.latency_weight = latency_weight
         self.latency_coefficients = latency_coefficients
-        self.pretrain_epochs = pretrain_epochs
-        self.pretrain_widths = tuple(pretrain_widths)
-        self.search_widths = tuple(search_widths)
-        self.architecture_learning_rate = architecture_learning_rate
-        self.gradient_clip = gradient_clip
         self.decode = decode
         self.target_latency_ms = target_latency_ms
         self.target_exponents = (below, above)
-        self.finetune_steps = finetune_steps
-        self.recalibration_batches = recalibration_batches
+        self.latency_limit_ms = latency_limit_ms
+        self.finetune_steps = int(finetune_steps)
+        self.recalibration_batches = int(recalibration_batches)
+        self.evolution_generations = int(evolution_generations)
+        self.evolution_population = int(evolution_population)
         self.seed = seed
+        self.notes: list[str] = []
         self.found: dict[str, Architecture] = {}
         self.candidates: dict[str, list[Candidate]] = {}
         self._loaders: dict[str, Any] = {}
@@ -168,17 +207,17 @@ class LatencyRegularisedSearch(OneShotStrategy):
             for item in parameters
             if self.profiler is not None and self._searches_latency(item.name)
         }
+        skips = skips_of(space)
+        if self.settings.max_skip_fraction is not None and not skips:
+            raise ConfigError("max_skip_fraction: no operator of this space is a skip connection; remove the key")
         return SupernetSearch(
             training_module,
             slot=self.relaxation_slot,
             architectures=parameters,
             latencies=latencies,
-            latency_weight=self.latency_weight,
-            pretrain_epochs=self.pretrain_epochs,
-            pretrain_widths=self.pretrain_widths,
-            search_widths=self.search_widths,
-            architecture_learning_rate=self.architecture_learning_rate,
-            gradient_clip=self.gradient_clip,
+            settings=self.settings,
+            skips=skips,
+            decoded_latency_ms=self._decoded_latency_ms if self.profiler is not None else None,
         )
 
     def list_models(self, sort: bool = True, limit: int | None = None) -> Iterator[RawFormatModelSpace]:
@@ -196,52 +235,115 @@ class LatencyRegularisedSearch(OneShotStrategy):
 
     def _choose(self) -> None:
         """Decode every branch set of every architecture, score it with inherited weights, keep the best of each."""
-        space: Any = self.supernet
-        module: Any = self.oneshot_module
+        space, module = self._space(), self._module()
+        self.notes += [module.early_stop.reason] if module.early_stop.reason else []
         for name in reversed(self.architectures):
-            weights = module.architectures[name].decoded()
-            if not hasattr(space, "decode"):
-                self.found[name] = Architecture(
-                    type(space).__name__,
-                    {},
-                    {label: _argmax_choice(space, label, weight) for label, weight in weights.items()},
-                )
+            decoded = self._decode(module.architectures[name])
+            if not hasattr(space, "derive"):
+                (self.found[name],) = decoded
                 continue
-            self._keep_best(
-                name,
-                [
-                    space.decode(weights, architecture=name, branches=branches, method=self.decode)
-                    for branches in choices_of(space).get(BRANCHES_LABEL, [None])
-                ],
-            )
+            if self.evolution_generations and self._searches_latency(name):
+                decoded = self._evolved(name, decoded)
+            self._keep_best(name, decoded)
+        self._note_missed_window()
+
+    def _decode(self, parameters: ArchitectureParameters) -> list[Architecture]:
+        """Return what an architecture's parameters mean now: one network for every branch set."""
+        space = self._space()
+        weights = parameters.decoded()
+        if not hasattr(space, "decode"):
+            choices = {label: _argmax_choice(space, label, weight) for label, weight in weights.items()}
+            return [Architecture(type(space).__name__, {}, choices)]
+        return [
+            space.decode(weights, architecture=parameters.name, branches=branches, method=self.decode)
+            for branches in choices_of(space).get(BRANCHES_LABEL, [None])
+        ]
+
+    def _decoded_latency_ms(self, parameters: ArchitectureParameters) -> float:
+        """Return the latency of what the parameters mean now, in ms, the mean over branch sets."""
+        latencies = [float(self.profiler.profile(item.sample())) for item in self._decode(parameters)]
+        return sum(latencies) / len(latencies)
+
+    def _evolved(self, name: str, decoded: Sequence[Architecture]) -> list[Architecture]:
+        """Return as many networks as were decoded, better ones where evolution found some, and the decoded ones."""
+        space = self._space()
+        limit_ms = math.inf if self.latency_limit_ms is None else self.latency_limit_ms
+        best = evolve(
+            decoded,
+            choices=choices_of(space),
+            build=space.architecture,
+            fixed=set(space.fixed_choices.get(name, {})),
+            identity=lambda architecture: canonical_json(space.describe(architecture)),
+            score=lambda architecture: self._score(name, architecture, finetune_steps=0).target,
+            latency_ms=lambda architecture: self._latency_ms(architecture) or 0.0,
+            limit_ms=limit_ms,
+            generations=self.evolution_generations,
+            population=self.evolution_population,
+            generator=numpy_generator(self.seed, "evolution", name),
+            progress=self._progress(),
+        )
+        kept = {item.id: item for item in (*decoded, *best[: len(decoded)])}
+        return list(kept.values())
 
     def _keep_best(self, name: str, architectures: Sequence[Architecture]) -> None:
-        """Score architectures with the supernet's weights and keep the one with the highest target."""
-        scored = [(self._score(name, architecture), architecture) for architecture in architectures]
+        """Score architectures with the supernet's weights and keep the one with the highest target in the limit.
+
+        Raises:
+            SearchError: Every one is slower than the hard limit.
+        """
+        limited = self.latency_limit_ms is not None and self._searches_latency(name)
+        latencies = {item.id: self._latency_ms(item) or 0.0 for item in architectures} if limited else {}
+        allowed = [item for item in architectures if latencies.get(item.id, 0.0) <= (self.latency_limit_ms or 0.0)]
+        if not allowed:
+            raise SearchError(
+                f"no network of the {name} keeps latency_limit_ms {self.latency_limit_ms:g}: the fastest of "
+                f"{len(latencies)} takes {min(latencies.values()):.3g} ms; raise the limit or latency_weight, or set "
+                "evolution_generations"
+            )
+        scored = []
+        with self._progress().task(f"score candidates ({name})", len(allowed)) as task:
+            for item in allowed:
+                scored.append((self._score(name, item, finetune_steps=self.finetune_steps), item))
+                task.advance(1, dice=scored[-1][0].accuracy)
         self.candidates[name] = [candidate for candidate, _ in scored]
         self.found[name] = max(scored, key=lambda item: item[0].target)[1]
 
-    def _score(self, name: str, architecture: Architecture) -> Candidate:
-        space: Any = self.supernet
+    def _latency_ms(self, architecture: Architecture) -> float | None:
+        return None if self.profiler is None else float(self.profiler.profile(architecture.sample()))
+
+    def _score(self, name: str, architecture: Architecture, *, finetune_steps: int) -> Candidate:
+        space, module = self._space(), self._module()
         device = self._evaluator.trainer.strategy.root_device
         network = space.derive(architecture, inherit=name).to(device)
         batches = self._loaders["train"]
         # The draws of an epoch that the search never reached, whether or not it was resumed.
         if hasattr(batches.sampler, "set_epoch"):
             batches.sampler.set_epoch(self._evaluator.trainer.max_epochs)
-        module: Any = self.oneshot_module
         training = module.training_module
-        finetune(network, batches, training.loss, steps=int(self.finetune_steps), learning_rate=training.learning_rate)
-        recalibrate_batch_norm(network, batches, n_batches=int(self.recalibration_batches))
+        finetune(network, batches, training.loss, steps=finetune_steps, learning_rate=training.learning_rate)
+        recalibrate_batch_norm(network, batches, n_batches=self.recalibration_batches)
         scoring = getattr(self._evaluator, "scoring_loader", None) or self._loaders["val"]
         accuracy = training.score(network.eval(), scoring)
-        latency_ms = None if self.profiler is None else float(self.profiler.profile(architecture.sample()))
+        latency_ms = self._latency_ms(architecture)
         # The teacher is free to be slow: accuracy alone ranks it.
         priced = latency_ms if self._searches_latency(name) else None
         target = target_score(
             accuracy, priced, target_latency_ms=self.target_latency_ms, exponents=self.target_exponents
         )
         return Candidate(architecture.choices.get(BRANCHES_LABEL), accuracy, latency_ms, target)
+
+    def _note_missed_window(self) -> None:
+        if self.settings.latency_window_ms is None or "student" not in self.found:
+            return
+        low, high = self.settings.latency_window_ms
+        latency_ms = self._latency_ms(self.found["student"])
+        if latency_ms is not None and not low <= latency_ms <= high:
+            note = (
+                f"the student takes {latency_ms:.3g} ms by the latency table, outside latency_window_ms {low:g} to "
+                f"{high:g}; the last latency_weight was {self._module().latency_weight:.3g}"
+            )
+            _logger.warning(note)
+            self.notes.append(note)
 
     def _latency_term(
         self,
@@ -264,6 +366,14 @@ class LatencyRegularisedSearch(OneShotStrategy):
         """Whether this architecture searches widths under the latency term; the teacher does neither."""
         return name != "teacher"
 
+    def _progress(self) -> Progress:
+        progress: Progress = getattr(self._evaluator, "progress", None) or Silent()
+        return progress
+
+    def _module(self) -> Any:
+        module: Any = self.oneshot_module
+        return module
+
     def _space(self) -> Any:
         model_space: Any = self.model_space
         return model_space.model_space
@@ -283,113 +393,7 @@ class LatencyDarts(LatencyRegularisedSearch):
     architectures = ("student",)
 
 
-@strategies.register("random_with_shared_weights")
-class RandomWithSharedWeights(LatencyRegularisedSearch):
-    """Baseline: train a supernet along random paths, then keep the best of N random networks by Target(m).
-
-    It learns no architecture, so a latency weight has nothing to act on; latency counts through Target(m) alone. All
-    epochs train weights, those the configuration calls pretraining included.
-
-    Args:
-        profiler: See `LatencyRegularisedSearch`.
-        latency_weight: Not used; noted when it is not 0.
-        pretrain_epochs: Not used: the evaluator's epochs are all alike.
-        n_candidates: N.
-        paths: Random paths of one step.
-        gradient_clip: See `LatencyRegularisedSearch`.
-        target_latency_ms: See `LatencyRegularisedSearch`.
-        target_exponents: See `LatencyRegularisedSearch`.
-        finetune_steps: See `LatencyRegularisedSearch`; none by default, because N networks would each be trained.
-        recalibration_batches: See `LatencyRegularisedSearch`.
-        seed: See `LatencyRegularisedSearch`.
-
-    Reference:
-        Li & Talwalkar, Random Search and Reproducibility for NAS, UAI 2019; Guo et al., ECCV 2020.
-    """
-
-    architectures = ("student",)
-
-    def __init__(
-        self,
-        *,
-        profiler: Any = None,
-        latency_weight: float = 0.0,
-        pretrain_epochs: int = 0,
-        n_candidates: int = 30,
-        paths: int = 4,
-        gradient_clip: float = 5.0,
-        target_latency_ms: float | None = None,
-        target_exponents: tuple[float, float] = (-0.07, -0.07),
-        finetune_steps: int = 0,
-        recalibration_batches: int = 8,
-        seed: int = 0,
-    ) -> None:
-        if n_candidates < 1 or paths < 1:
-            raise ConfigError(f"n_candidates {n_candidates} and paths {paths} must be at least 1")
-        super().__init__(
-            profiler=profiler,
-            latency_weight=0.0,
-            gradient_clip=gradient_clip,
-            finetune_steps=finetune_steps,
-            target_latency_ms=target_latency_ms,
-            target_exponents=target_exponents,
-            recalibration_batches=recalibration_batches,
-            seed=seed,
-        )
-        self.notes = ignored_latency_weight(
-            "random_with_shared_weights", latency_weight, "latency counts through Target(m) alone"
-        )
-        self.n_candidates = n_candidates
-        self.paths = paths
-
-    def configure_oneshot_module(self, training_module: Any) -> SupernetSearch:
-        """Build the module that trains random paths; called by NNI once the space is a supernet."""
-        space, (name,) = self._space(), self.architectures
-        if not hasattr(space, "derive"):
-            raise ConfigError(f"{type(space).__name__} has no derive() that inherits the supernet's weights")
-        with isolated_torch_rng(self.seed, "architecture parameters"):
-            parameters = ArchitectureParameters(
-                name,
-                choices=choices_of(space),
-                groups=groups_of(space),
-                fixed=space.fixed_choices.get(name, {}),
-                search_widths=True,
-            )
-        return RandomPathTraining(
-            training_module,
-            slot=self.relaxation_slot,
-            architecture=parameters,
-            paths=self.paths,
-            gradient_clip=self.gradient_clip,
-        )
-
-    def _choose(self) -> None:
-        """Draw networks uniformly, score them with inherited weights, keep the best."""
-        space, (name,) = self._space(), self.architectures
-        state = np.random.RandomState(derive_seed(self.seed, "candidates") % 2**32)
-        drawn: dict[str, Architecture] = {}
-        # A small space may hold fewer than N networks.
-        for _ in range(20 * self.n_candidates):
-            sample: dict[str, Any] = {}
-            for mutable in space.simplify().values():
-                mutable.random(sample, state)
-            architecture = space.architecture({**sample, **space.fixed_choices.get(name, {})})
-            drawn.setdefault(architecture.id, architecture)
-            if len(drawn) == self.n_candidates:
-                break
-        self._keep_best(name, list(drawn.values()))
-
-
 def _argmax_choice(space: Any, label: str, weight: Any) -> Any:
     mutable = space.simplify()[label]
     value = list(mutable.values)[int(weight.argmax())]
     return [value] if type(mutable).__name__ == "CategoricalMultiple" else value
-
-
-def _two_numbers(name: str, value: Any) -> tuple[float, float]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise ConfigError(f"{name} is {value!r}; give two numbers")
-    first, second = value
-    if not all(isinstance(item, int | float) for item in value):
-        raise ConfigError(f"{name} is {value!r}; give two numbers")
-    return float(first), float(second)

@@ -82,8 +82,10 @@ def cost_of(spec: OperatorSpec) -> float:
     return work * (1 + len(spec.operator)) * spec.height / (8 * spec.stride)
 
 
-def test_gradient_reaches_every_parameter_and_equals_finite_differences() -> None:
-    space = NASBraNet("tiny")
+@pytest.mark.parametrize("merge", ["input", "output"])
+@pytest.mark.parametrize("kind", GROUPS)
+def test_gradient_of_each_term_reaches_its_parameters_and_equals_finite_differences(kind: str, merge: str) -> None:
+    space = NASBraNet("tiny", merge=merge)
     torch.manual_seed(0)
     parameters = ArchitectureParameters(
         "student",
@@ -94,25 +96,51 @@ def test_gradient_reaches_every_parameter_and_equals_finite_differences() -> Non
     )
     for logits in parameters.logits.values():
         logits.data.normal_()
-    constants = {label: weight for label, weight in parameters.weights().items() if label not in parameters.logits}
-    term = DecoupledLatency(
-        space.cost_model(cost_of).expectation,
+    parameters.double()
+    model = space.cost_model(cost_of)
+
+    def in_double_precision(weights: Mapping[str, Tensor]) -> Tensor:
+        return model.expectation({label: weight.double() for label, weight in weights.items()})
+
+    latency = DecoupledLatency(
+        in_double_precision,
         groups=parameters.groups,
-        constants=constants,
+        constants={k: v for k, v in parameters.weights().items() if k not in parameters.logits},
         sizes={label: len(values) for label, values in choices_of(space).items()},
         coefficients=(1.0, 1.0, 1.0),
     )
-    term(parameters.weights()).backward()
-    step = 1e-2  # float32 costs: a smaller step would drown in rounding
+
+    def value() -> Tensor:
+        return latency.term(kind, parameters.weights())
+
+    value().backward()
+    step = 1e-4
     for label, logits in parameters.logits.items():
-        assert logits.grad is not None and float(logits.grad.abs().max()) > 0, f"{label}: no gradient"
+        if label not in parameters.groups[kind]:
+            assert logits.grad is None, f"{label}: the term of '{kind}' holds the other variables fixed"
+            continue
+        assert logits.grad is not None and float(logits.grad.abs().max()) > 1e-6, f"{label}: no gradient"
         for index in range(len(logits)):
             values = []
             for sign in (1, -1):
                 with torch.no_grad():
                     logits[index] += sign * step
-                    values.append(float(term(parameters.weights())))
+                    values.append(float(value()))
                     logits[index] -= sign * step
-            assert float(logits.grad[index]) == pytest.approx(
-                (values[0] - values[1]) / (2 * step), rel=1e-2, abs=2e-3
-            ), label
+            difference = (values[0] - values[1]) / (2 * step)
+            assert float(logits.grad[index]) == pytest.approx(difference, rel=1e-5, abs=1e-8), (label, index)
+
+
+@pytest.mark.parametrize("coefficients", ["auto", (1.0, 2.0, 3.0), (0.001, 0.997, 0.002)])
+def test_gradient_of_the_whole_is_that_of_the_weighted_terms(coefficients: object) -> None:
+    term = decoupled(coefficients)
+    logits = {label: torch.tensor([0.3, -0.2], requires_grad=True) for label in SIZES}
+    term({label: value.softmax(0) for label, value in logits.items()}).backward()
+    whole = {label: value.grad for label, value in logits.items()}
+    for kind in GROUPS:
+        fresh = {label: value.detach().clone().requires_grad_() for label, value in logits.items()}
+        term.term(kind, {label: value.softmax(0) for label, value in fresh.items()}).backward()
+        (label,) = GROUP_LABELS[kind]
+        expected = fresh[label].grad
+        assert expected is not None and float(expected.abs().max()) > 0
+        assert torch.allclose(whole[label], term.coefficients[kind] * expected)

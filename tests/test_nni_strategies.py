@@ -15,7 +15,8 @@ from nni.nas.strategy import GridSearch
 from torch import nn
 
 from glioma_nas.errors import ConfigError, DivergedError, PluginError
-from glioma_nas.evaluators.segmentation import SegmentationEvaluator, SegmentationModule
+from glioma_nas.evaluators.segmentation import SegmentationEvaluator
+from glioma_nas.evaluators.segmentation_module import SegmentationModule
 from glioma_nas.nni_bridge import TrialEngine, explore, trials_of
 from glioma_nas.registry import strategies
 from glioma_nas.search_spaces.nasbranet import NASBraNet

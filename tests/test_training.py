@@ -108,3 +108,14 @@ def test_guard_stops_with_a_reason_when_losses_stay_non_finite() -> None:
     guard.accepts(torch.tensor(math.nan))
     with pytest.raises(DivergedError, match="search: the loss was not a finite number 3 times"):
         guard.accepts(torch.tensor(math.nan))
+    assert guard.take_skipped() == 5
+    assert guard.take_skipped() == 0
+
+
+def test_guard_is_not_reassured_about_gradients_by_good_losses() -> None:
+    guard = FiniteGuard("search", patience=1)
+    guard.accepts(1.0)
+    guard.accepts(math.inf, "gradient")
+    guard.accepts(1.0)
+    with pytest.raises(DivergedError, match="the gradient was not a finite number 2 times"):
+        guard.accepts(None, "gradient")

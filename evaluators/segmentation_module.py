@@ -1,0 +1,177 @@
+"""The training recipe of a segmentation network as a Lightning module, which one-shot strategies can take apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from nni.nas.evaluator.pytorch import LightningModule
+from torch import Tensor, nn
+
+from glioma_nas.errors import ConfigError
+from glioma_nas.losses import distillation_loss, main_logits, segmentation_loss
+from glioma_nas.training import FiniteGuard
+
+POLY_POWER = 0.9
+EXPONENTIAL_DECAY = 0.978
+
+
+class SegmentationModule(LightningModule):
+    """Training recipe of a segmentation network: loss, distillation, SGD with momentum and a falling learning rate.
+
+    Args:
+        loss: Name of a loss in `glioma_nas.losses`.
+        auxiliary_weight: Weight of the single-scale logits; see `segmentation_loss`.
+        learning_rate: First learning rate of SGD (momentum 0.9).
+        weight_decay: L2 penalty of SGD.
+        epochs: Epochs the schedule spans.
+        schedule: ``poly`` falls to zero as (1 - epoch/epochs)^0.9; ``exponential`` multiplies by 0.978 each epoch.
+        teacher: Trained network to distil from, in evaluation mode; none for training from labels only.
+        kd_weight: Weight of the distillation loss.
+        kd_temperature: See `distillation_loss`.
+        kd_direction: See `distillation_loss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: str,
+        auxiliary_weight: float,
+        learning_rate: float,
+        weight_decay: float,
+        epochs: int,
+        schedule: str,
+        teacher: nn.Module | None = None,
+        kd_weight: float = 1.0,
+        kd_temperature: float = 1.0,
+        kd_direction: str = "teacher_student",
+    ) -> None:
+        super().__init__()
+        if schedule not in ("poly", "exponential"):
+            raise ConfigError(f"unknown schedule '{schedule}'; allowed: poly, exponential")
+        self.loss = segmentation_loss(loss, auxiliary_weight=auxiliary_weight)
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.epochs = epochs
+        self.schedule = schedule
+        self.kd_weight = kd_weight
+        self.kd_temperature = kd_temperature
+        self.kd_direction = kd_direction
+        # In a tuple, so that the teacher's weights do not become part of this module's checkpoints.
+        self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None and kd_weight > 0 else ()
+        self._guard = FiniteGuard("segmentation training")
+        self.latest_loss = math.nan
+        self.latest_dice = math.nan
+        self._epoch_losses: list[float] = []
+        self._epoch_dice: list[float] = []
+
+    def forward(self, image: Tensor) -> Any:
+        """Run the network; ``image`` is (N, C, H, W) float32."""
+        return self.model(image)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
+        """Return the loss of one batch, or None (Lightning skips the step) when it is not finite."""
+        loss = self.step_loss(batch)
+        if not self._guard.accepts(loss):
+            return None
+        self.latest_loss = float(loss.detach())
+        self._epoch_losses.append(self.latest_loss)
+        self._epoch_dice.append(self.latest_dice)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the weights as they are when a gradient is not finite, although the loss was; called by Lightning."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if gradients and not self._guard.accepts(torch.nn.utils.get_total_norm(gradients), "gradient"):
+            optimizer.zero_grad(set_to_none=True)  # without gradients, SGD touches neither weights nor momentum
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See Lightning."""
+        checkpoint["steps_refused_in_a_row"] = dict(self._guard.in_a_row)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See Lightning."""
+        self._guard.in_a_row = dict(checkpoint["steps_refused_in_a_row"])
+
+    def step_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return L_seg + w·KD of one batch, a scalar with gradient."""
+        outputs = self.model(batch["image"])
+        self.latest_dice = batch_dice(main_logits(outputs), batch["mask"])
+        loss: Tensor = self.loss(outputs, batch["mask"])
+        for teacher in self._teacher:
+            with torch.no_grad():
+                soft_target = teacher.to(batch["image"].device)(batch["image"])
+            logits = main_logits(outputs)
+            loss = loss + self.kd_weight * distillation_loss(
+                logits, soft_target, temperature=self.kd_temperature, direction=self.kd_direction
+            )
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Return SGD and a schedule stepped once per epoch."""
+        # Architecture parameters of a one-shot strategy live outside the model, so this is W alone.
+        optimizer = torch.optim.SGD(
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            lr=self.learning_rate,
+            momentum=0.9,
+            weight_decay=self.weight_decay,
+        )
+
+        def factor(epoch: int) -> float:
+            if self.schedule == "exponential":
+                return EXPONENTIAL_DECAY**epoch
+            return float(max(1 - epoch / self.epochs, 0.0) ** POLY_POWER)
+
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+
+    def epoch_figures(self) -> dict[str, float]:
+        """Return this epoch's mean loss and Dice over its batches, and start the next epoch's mean."""
+        optimizer = self.trainer.optimizers[0]
+        losses, self._epoch_losses = self._epoch_losses, []
+        dice, self._epoch_dice = self._epoch_dice, []
+        return {
+            "loss": sum(losses) / len(losses) if losses else math.nan,
+            "batch_dice": sum(dice) / len(dice) if dice else math.nan,
+            "skipped_steps": self._guard.take_skipped(),
+            "learning_rate": float(optimizer.param_groups[0]["lr"]),
+        }
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
+        """Return the mean over cases of the Dice coefficient pooled over each case's slices, in [0, 1].
+
+        A case without tumour in the given slices counts only when the network marks something there (Dice 0): its Dice
+        is not defined otherwise.
+
+        Args:
+            model: Network in evaluation mode; gives logits (N, K, H, W).
+            batches: As the loaders of this evaluator yield them.
+        """
+        device = next(model.parameters()).device
+        overlap: dict[str, int] = {}
+        total: dict[str, int] = {}
+        for batch in batches:
+            predicted = model(batch["image"].to(device)).argmax(1).cpu() > 0
+            truth = batch["mask"] > 0
+            for row, case in enumerate(batch["case"]):
+                overlap[case] = overlap.get(case, 0) + int((predicted[row] & truth[row]).sum())
+                total[case] = total.get(case, 0) + int(predicted[row].sum()) + int(truth[row].sum())
+        dice = [2 * overlap[case] / total[case] for case in overlap if total[case]]
+        return sum(dice) / len(dice) if dice else 0.0
+
+
+@torch.no_grad()
+def batch_dice(logits: Tensor, mask: Tensor) -> float:
+    """Return the Dice coefficient of tumour pooled over a batch, in [0, 1]; 1 when neither holds any.
+
+    It says how training goes. What a network is worth is scored by case, in evaluation mode.
+
+    Args:
+        logits: (N, K, H, W), class 0 is background.
+        mask: (N, H, W), int64, 0 is background.
+    """
+    predicted, truth = logits.argmax(1) > 0, mask > 0
+    total = int(predicted.sum()) + int(truth.sum())
+    return 2 * int((predicted & truth).sum()) / total if total else 1.0

@@ -1,0 +1,113 @@
+"""The baseline every search has to beat: a supernet trained along random paths, and the best of N random networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from glioma_nas.architecture import Architecture
+from glioma_nas.errors import ConfigError
+from glioma_nas.registry import strategies
+from glioma_nas.seeding import derive_seed, isolated_torch_rng
+from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
+from glioma_nas.strategies.candidate_scoring import ignored_latency_weight
+from glioma_nas.strategies.one_shot import LatencyRegularisedSearch
+from glioma_nas.strategies.supernet_search import RandomPathTraining
+
+
+@strategies.register("random_with_shared_weights")
+class RandomWithSharedWeights(LatencyRegularisedSearch):
+    """Baseline: train a supernet along random paths, then keep the best of N random networks by Target(m).
+
+    It learns no architecture, so a latency weight has nothing to act on; latency counts through Target(m) alone. All
+    epochs train weights, those the configuration calls pretraining included.
+
+    Args:
+        profiler: See `LatencyRegularisedSearch`.
+        latency_weight: Not used; noted when it is not 0.
+        pretrain_epochs: Not used: the evaluator's epochs are all alike.
+        n_candidates: N.
+        paths: Random paths of one step.
+        gradient_clip: See `LatencyRegularisedSearch`.
+        target_latency_ms: See `LatencyRegularisedSearch`.
+        target_exponents: See `LatencyRegularisedSearch`.
+        finetune_steps: See `LatencyRegularisedSearch`; none by default, because N networks would each be trained.
+        recalibration_batches: See `LatencyRegularisedSearch`.
+        seed: See `LatencyRegularisedSearch`.
+
+    Reference:
+        Li & Talwalkar, Random Search and Reproducibility for NAS, UAI 2019; Guo et al., ECCV 2020.
+    """
+
+    architectures = ("student",)
+
+    def __init__(
+        self,
+        *,
+        profiler: Any = None,
+        latency_weight: float = 0.0,
+        pretrain_epochs: int = 0,
+        n_candidates: int = 30,
+        paths: int = 4,
+        gradient_clip: float = 5.0,
+        target_latency_ms: float | None = None,
+        target_exponents: tuple[float, float] = (-0.07, -0.07),
+        finetune_steps: int = 0,
+        recalibration_batches: int = 8,
+        seed: int = 0,
+    ) -> None:
+        if n_candidates < 1 or paths < 1:
+            raise ConfigError(f"n_candidates {n_candidates} and paths {paths} must be at least 1")
+        super().__init__(
+            profiler=profiler,
+            latency_weight=0.0,
+            gradient_clip=gradient_clip,
+            finetune_steps=finetune_steps,
+            target_latency_ms=target_latency_ms,
+            target_exponents=target_exponents,
+            recalibration_batches=recalibration_batches,
+            seed=seed,
+        )
+        self.notes = ignored_latency_weight(
+            "random_with_shared_weights", latency_weight, "latency counts through Target(m) alone"
+        )
+        self.n_candidates = n_candidates
+        self.paths = paths
+
+    def configure_oneshot_module(self, training_module: Any) -> RandomPathTraining:
+        """Build the module that trains random paths; called by NNI once the space is a supernet."""
+        space, (name,) = self._space(), self.architectures
+        if not hasattr(space, "derive"):
+            raise ConfigError(f"{type(space).__name__} has no derive() that inherits the supernet's weights")
+        with isolated_torch_rng(self.seed, "architecture parameters"):
+            parameters = ArchitectureParameters(
+                name,
+                choices=choices_of(space),
+                groups=groups_of(space),
+                fixed=space.fixed_choices.get(name, {}),
+                search_widths=True,
+            )
+        return RandomPathTraining(
+            training_module,
+            slot=self.relaxation_slot,
+            architecture=parameters,
+            paths=self.paths,
+            gradient_clip=self.gradient_clip,
+        )
+
+    def _choose(self) -> None:
+        """Draw networks uniformly, score them with inherited weights, keep the best."""
+        space, (name,) = self._space(), self.architectures
+        state = np.random.RandomState(derive_seed(self.seed, "candidates") % 2**32)
+        drawn: dict[str, Architecture] = {}
+        # A small space may hold fewer than N networks.
+        for _ in range(20 * self.n_candidates):
+            sample: dict[str, Any] = {}
+            for mutable in space.simplify().values():
+                mutable.random(sample, state)
+            architecture = space.architecture({**sample, **space.fixed_choices.get(name, {})})
+            drawn.setdefault(architecture.id, architecture)
+            if len(drawn) == self.n_candidates:
+                break
+        self._keep_best(name, list(drawn.values()))
