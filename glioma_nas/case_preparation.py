@@ -14,14 +14,20 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from glioma_nas.case_volumes import CaseVolumes
+from glioma_nas.case_volumes import CaseVolumes, PreprocessStep
 from glioma_nas.cohort import Case
 from glioma_nas.config import PreprocessConfig
-from glioma_nas.errors import ConfigError, GliomaNasError, StorageError
-from glioma_nas.files import atomic_path, read_json, write_json
-from glioma_nas.images import Volume, check_same_grid, read_mask, read_volume
-from glioma_nas.prepared import CASE_FILE, IMAGES_FILE, MASK_FILE, volume_to_slices
+from glioma_nas.contact_sheet import write_contact_sheet
+from glioma_nas.errors import ConfigError, GliomaNasError, ImageError, StorageError
+from glioma_nas.files import atomic_path, canonical_json, read_json, sha256_text, write_json
+from glioma_nas.grids import IDENTITY, same_grid, spacing_mm
+from glioma_nas.images import MaskImage, Volume, check_same_grid, read_mask, read_volume
+from glioma_nas.prepared import CASE_FILE, IMAGES_FILE, MASK_FILE, SHEET_FILE, volume_to_slices
+from glioma_nas.quality_control import measure
 from glioma_nas.registry import preprocess_steps
+from glioma_nas.space_building import construct
+
+_USUAL_REFERENCE = "t1ce"
 
 
 @dataclass(frozen=True)
@@ -38,18 +44,24 @@ class Recipe:
     preprocess: PreprocessConfig
     mask_labels: tuple[int, ...]
 
+    @property
+    def hash(self) -> str:
+        """Hash of all that can change a prepared case; the number of workers cannot."""
+        preprocess = self.preprocess.model_dump(mode="json", exclude={"workers", "max_failed_share"})
+        return sha256_text(canonical_json([list(self.sequences), preprocess, list(self.mask_labels)]))
+
 
 def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
-    """Write ``images.npy``, ``mask.npy`` and at last ``case.json`` into ``folder``.
+    """Write ``images.npy``, ``mask.npy``, ``qc.png`` and at last ``case.json`` into ``folder``.
 
     Raises:
         ImageError: A scan or the mask cannot be used; the message names the file.
-        ConfigError: The steps do not leave slices of the configured size.
+        ConfigError: The steps do not leave slices of the configured size, or do not fit together.
     """
-    volumes = {name: read_volume(case.images[name]) for name in recipe.sequences if name in case.images}
-    reference = next(iter(volumes))
-    read = _gather(case, volumes, reference, recipe)
-    prepared, records = _run_steps(case, read, recipe)
+    steps = build_steps(recipe.preprocess)
+    scans = _read_scans(case, recipe)
+    read = _gather(case, scans, recipe, joined=any(step.joins_grids for step in steps.values()))
+    prepared, records = _run_steps(case, read, steps, recipe)
     channels = np.zeros((len(recipe.sequences), *prepared.shape), dtype=np.float32)
     for index, name in enumerate(recipe.sequences):
         if name in prepared.images:
@@ -62,7 +74,8 @@ def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
         mask = volume_to_slices(prepared.mask)
         _write_array(folder / MASK_FILE, mask)
         tumour_px = mask.sum(axis=(1, 2), dtype=np.int64).tolist()
-    spacing = np.linalg.norm(prepared.affine[:3, :3], axis=0)
+    brain_px = (slices != 0).any(axis=1).sum(axis=(1, 2), dtype=np.int64).tolist()
+    write_contact_sheet(folder / SHEET_FILE, case.case_id, read, prepared)
     write_json(
         folder / CASE_FILE,
         {
@@ -72,59 +85,133 @@ def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
             "sex": case.sex,
             "labels": dict(case.labels),
             "sequences": list(recipe.sequences),
-            "present": list(volumes),
+            "present": [name for name in recipe.sequences if name in scans],
             "mask": None if case.mask is None else str(case.mask),
             "mask_labels": list(recipe.mask_labels),
             "n_slices": int(slices.shape[0]),
             "tumour_px": tumour_px,
-            "brain_px": (slices != 0).any(axis=1).sum(axis=(1, 2), dtype=np.int64).tolist(),
+            "brain_px": brain_px,
             "min_tumour_px": recipe.preprocess.min_tumour_px,
-            "voxel_hashes": {name: volume.voxel_hash() for name, volume in volumes.items()},
+            "training_slices": _training_slices(brain_px, tumour_px, recipe.preprocess),
+            "voxel_hashes": {name: scans[name].voxel_hash() for name in recipe.sequences if name in scans},
+            "native_sequence": read.mask_on or read.reference,
+            "step_sequence": read.reference,
+            "scans": {
+                name: {
+                    "path": str(case.images[name]),
+                    "shape": list(scan.data.shape),
+                    "affine": scan.affine.tolist(),
+                    "motion": prepared.motions.get(name, IDENTITY).tolist(),
+                }
+                for name, scan in scans.items()
+            },
             "grid": {
-                "reference": str(case.images[reference]),
-                "shape": list(read.shape),
-                "affine": read.affine.tolist(),
+                "affine": prepared.affine.tolist(),
                 "orientation": "".join(nib.aff2axcodes(read.affine)),
-                "spacing_mm": [round(float(side), 6) for side in spacing],
+                "spacing_mm": [round(float(side), 6) for side in spacing_mm(prepared.affine)],
                 "steps": records,
             },
+            "quality": measure(read, prepared, {item["name"]: item["record"] for item in records}),
+            "recipe": recipe.hash,
             "inputs": _fingerprints(case),
         },
     )
 
 
-def is_prepared(case: Case, folder: Path) -> bool:
-    """Tell whether ``folder`` holds this case, made from files that have not changed since (by size and time)."""
+def build_steps(config: PreprocessConfig) -> dict[str, PreprocessStep]:
+    """Make the configured steps, in order, with their options.
+
+    Raises:
+        UnknownNameError: A step is not registered.
+        ConfigError: A step does not take an option.
+    """
+    return {
+        name: construct(
+            preprocess_steps.get(name),
+            config.step_options.get(name, {}),
+            where=f"preprocess.step_options of '{name}'",
+        )
+        for name in config.steps
+    }
+
+
+def is_prepared(case: Case, folder: Path, recipe: Recipe) -> bool:
+    """Tell whether ``folder`` holds this case, made by this recipe from files that have not changed since.
+
+    Files count by size and time of change.
+    """
     if not (folder / CASE_FILE).is_file():
         return False
     try:
-        return bool(read_json(folder / CASE_FILE).get("inputs") == _fingerprints(case))
+        known = read_json(folder / CASE_FILE)
     except StorageError:
         return False
+    # Columns of the sheet are stored too, and a sheet can be mended without touching a scan.
+    row = {"patient_id": case.patient_id, "age": case.age, "sex": case.sex, "labels": dict(case.labels)}
+    wanted = {**row, "recipe": recipe.hash, "inputs": _fingerprints(case)}
+    return all(known.get(key) == value for key, value in wanted.items())
 
 
-def _gather(case: Case, volumes: dict[str, Volume], reference: str, recipe: Recipe) -> CaseVolumes:
-    first = volumes[reference]
+def _read_scans(case: Case, recipe: Recipe) -> dict[str, Volume]:
+    # The reference first, then the recipe's order.
+    names = [name for name in recipe.sequences if name in case.images]
+    wanted = recipe.preprocess.reference or _USUAL_REFERENCE
+    if wanted in names:
+        names = [wanted, *(name for name in names if name != wanted)]
+    return {name: read_volume(case.images[name]) for name in names}
+
+
+def _gather(case: Case, scans: dict[str, Volume], recipe: Recipe, *, joined: bool) -> CaseVolumes:
+    reference = next(iter(scans))
+    first = scans[reference]
     grid: dict[str, Any] = {
         "other": case.images[reference],
         "other_shape": first.data.shape,
         "other_affine": first.affine,
     }
-    for name, volume in volumes.items():
-        check_same_grid(case.images[name], volume.data.shape, volume.affine, **grid)
-    mask = None
+    others = {}
+    for name, scan in scans.items():
+        if joined:
+            if not same_grid(scan.data.shape, scan.affine, first.data.shape, first.affine):
+                others[name] = scan.affine
+        else:
+            check_same_grid(case.images[name], scan.data.shape, scan.affine, **grid)
+    mask, mask_on = None, None
     if case.mask is not None:
         found = read_mask(case.mask, recipe.mask_labels)
-        check_same_grid(case.mask, found.data.shape, found.affine, **grid)
         mask = found.data
-    return CaseVolumes({name: volume.data for name, volume in volumes.items()}, mask, first.affine)
+        if joined:
+            mask_on = _drawn_on(case, found, scans, recipe)
+        else:
+            check_same_grid(case.mask, found.data.shape, found.affine, **grid)
+    images = {name: scan.data for name, scan in scans.items()}
+    return CaseVolumes(images, mask, first.affine, others, None if mask_on == reference else mask_on)
 
 
-def _run_steps(case: Case, volumes: CaseVolumes, recipe: Recipe) -> tuple[CaseVolumes, list[dict[str, Any]]]:
+def _drawn_on(case: Case, mask: MaskImage, scans: dict[str, Volume], recipe: Recipe) -> str:
+    wanted = recipe.preprocess.mask_sequence
+    candidates = [wanted] if wanted in scans else list(scans)
+    for name in candidates:
+        if same_grid(mask.data.shape, mask.affine, scans[name].data.shape, scans[name].affine):
+            return str(name)
+    raise ImageError(
+        f"{case.mask}: the mask lies on the grid of none of {', '.join(map(str, candidates))} in the same case; give "
+        "the mask on the grid of the scan it was drawn on, and its name in preprocess.mask_sequence"
+    )
+
+
+def _run_steps(
+    case: Case, volumes: CaseVolumes, steps: dict[str, PreprocessStep], recipe: Recipe
+) -> tuple[CaseVolumes, list[dict[str, Any]]]:
     records = []
-    for name in recipe.preprocess.steps:
+    for name, step in steps.items():
         try:
-            volumes, record = preprocess_steps.get(name)().apply(volumes, recipe.preprocess)
+            if volumes.other_affines and not step.takes_many_grids:
+                raise ConfigError(
+                    f"sequence '{next(iter(volumes.other_affines))}' still lies on a grid of its own; put 'register' "
+                    "(or 'same_grid', when the patient did not move) before it in preprocess.steps"
+                )
+            volumes, record = step.apply(volumes, recipe.preprocess)
         except GliomaNasError as err:
             raise type(err)(f"case {case.case_id}: preprocess step '{name}': {err}") from err
         records.append({"name": name, "record": record})
@@ -135,6 +222,13 @@ def _run_steps(case: Case, volumes: CaseVolumes, recipe: Recipe) -> tuple[CaseVo
             f"preprocess.image_size_px is {size}; add 'crop_pad' and 'resize' at the end of the steps"
         )
     return volumes, records
+
+
+def _training_slices(brain_px: Sequence[int], tumour_px: Sequence[int], config: PreprocessConfig) -> list[int]:
+    if config.training_slices == "all":
+        return list(range(len(brain_px)))
+    area, least = (brain_px, 1) if config.training_slices == "brain" else (tumour_px, max(1, config.min_tumour_px))
+    return [index for index, pixels in enumerate(area) if pixels >= least]
 
 
 def _fingerprints(case: Case) -> dict[str, list[Any]]:

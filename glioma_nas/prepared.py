@@ -20,20 +20,39 @@ from glioma_nas.cohort import Exclusion, Sex
 from glioma_nas.errors import CohortError, StorageError, did_you_mean
 from glioma_nas.files import read_json
 from glioma_nas.folds import Folds, check_folds, load_folds
+from glioma_nas.grids import IDENTITY, resample_to_grid, same_grid
 from glioma_nas.images import Affine, FloatVolume, MaskVolume, read_mask
 from glioma_nas.registry import preprocess_steps
 
 CASE_FILE = "case.json"
 IMAGES_FILE = "images.npy"
 MASK_FILE = "mask.npy"
+SHEET_FILE = "qc.png"
 INDEX_FILE = "index.json"
 FOLDS_FILE = "folds.json"
 CASES_FOLDER = "cases"
 
 
 @dataclass(frozen=True)
+class ScanGrid:
+    """Where one sequence's scan lies, and how the patient moved between it and the reference.
+
+    Attributes:
+        path: The file.
+        shape: (X, Y, Z).
+        affine: (4, 4) voxel index → millimetres, RAS+.
+        motion: (4, 4) rigid map from the reference's scanner space to this scan's.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    affine: Affine
+    motion: Affine
+
+
+@dataclass(frozen=True)
 class PreparedCase:
-    """One case as slices, with the way back to its scan.
+    """One case as slices, with the way back to its scans.
 
     Attributes:
         folder: Where its files lie.
@@ -49,13 +68,20 @@ class PreparedCase:
         brain_px: Pixels of each slice that are non-zero in some channel.
         min_tumour_px: Tumour pixels from which a slice counts as showing tumour.
         voxel_hashes: Sequence → hash of the scan's voxels.
-        reference: The scan whose grid `to_native` returns to.
-        native_shape: (X, Y, Z) of that grid.
-        native_affine: (4, 4) of that grid, voxel index → millimetres, RAS+.
+        native_sequence: The sequence whose scan `to_native` returns to by default: the one the expert mask was drawn
+            on, or the reference.
+        reference: That scan.
+        native_shape: (X, Y, Z) of its grid.
+        native_affine: (4, 4) of its grid, voxel index → millimetres, RAS+.
+        scans: Sequence → grid of its scan, for every sequence the case has.
+        step_sequence: The reference: the sequence on whose grid the steps started.
+        affine: (4, 4) of the prepared volume (X, Y, Z), voxel index → millimetres in the reference's space.
         spacing_mm: Pixel width, pixel height and slice distance of the prepared slices.
         mask_path: The expert mask in the sheet, or None.
         mask_labels: Mask values that count as tumour.
         steps: Name and record of each preprocess step, in order.
+        training_slices: Indices of the slices that may be trained on; every slice is predicted all the same.
+        quality: Figures of the quality control, see `glioma_nas.quality_control`.
     """
 
     folder: Path
@@ -71,13 +97,19 @@ class PreparedCase:
     brain_px: tuple[int, ...]
     min_tumour_px: int
     voxel_hashes: Mapping[str, str]
+    native_sequence: str
     reference: Path
     native_shape: tuple[int, int, int]
     native_affine: Affine
+    scans: Mapping[str, ScanGrid]
+    step_sequence: str
+    affine: Affine
     spacing_mm: tuple[float, float, float]
     mask_path: Path | None
     mask_labels: tuple[int, ...]
     steps: tuple[tuple[str, Mapping[str, Any]], ...]
+    training_slices: tuple[int, ...]
+    quality: Mapping[str, Any]
 
     @classmethod
     def load(cls, folder: Path) -> PreparedCase:
@@ -88,6 +120,16 @@ class PreparedCase:
         """
         data = read_json(folder / CASE_FILE)
         try:
+            scans = {
+                name: ScanGrid(
+                    Path(scan["path"]),
+                    tuple(scan["shape"]),
+                    np.array(scan["affine"], dtype=np.float64),
+                    np.array(scan["motion"], dtype=np.float64),
+                )
+                for name, scan in data["scans"].items()
+            }
+            native = data["native_sequence"]
             grid = data["grid"]
             return cls(
                 folder=folder,
@@ -103,13 +145,19 @@ class PreparedCase:
                 brain_px=tuple(data["brain_px"]),
                 min_tumour_px=data["min_tumour_px"],
                 voxel_hashes=dict(data["voxel_hashes"]),
-                reference=Path(grid["reference"]),
-                native_shape=tuple(grid["shape"]),
-                native_affine=np.array(grid["affine"], dtype=np.float64),
+                native_sequence=native,
+                reference=scans[native].path,
+                native_shape=scans[native].shape,
+                native_affine=scans[native].affine,
+                scans=scans,
+                step_sequence=data["step_sequence"],
+                affine=np.array(grid["affine"], dtype=np.float64),
                 spacing_mm=tuple(grid["spacing_mm"]),
                 mask_path=None if data["mask"] is None else Path(data["mask"]),
                 mask_labels=tuple(data["mask_labels"]),
                 steps=tuple((step["name"], step["record"]) for step in grid["steps"]),
+                training_slices=tuple(data["training_slices"]),
+                quality=dict(data["quality"]),
             )
         except (KeyError, TypeError, ValueError) as err:
             raise StorageError(
@@ -151,19 +199,36 @@ class PreparedCase:
                 raise CohortError(f"sequence '{name}' was not prepared: {did_you_mean(name, self.sequences)}")
         return tuple(self.sequences.index(name) for name in sequences)
 
-    def to_native(self, probability: npt.NDArray[np.float32]) -> FloatVolume:
-        """Map a predicted map back to the grid of `reference`, undoing every preprocess step.
+    def to_native(self, probability: npt.NDArray[np.float32], sequence: str | None = None) -> FloatVolume:
+        """Map a predicted map back to the grid of a scan.
+
+        The reference's grid is reached by undoing every preprocess step, which loses nothing but what resampling lost.
+        A scan on another grid, or one that was moved by registration, is reached by one interpolation through the
+        affines and the recorded motion.
 
         Args:
             probability: (Z, H, W) float32 in [0, 1], on the prepared slices.
+            sequence: Whose scan; by default `native_sequence`.
 
         Returns:
-            (X, Y, Z) float32 in [0, 1], `native_shape`; 0 where the slices did not reach.
+            (X, Y, Z) float32 in [0, 1] on that scan's grid; 0 where the slices did not reach.
+
+        Raises:
+            CohortError: The case has no such sequence.
         """
+        name = self.native_sequence if sequence is None else sequence
+        if name not in self.scans:
+            raise CohortError(f"case {self.case_id} has no sequence '{name}': {did_you_mean(name, self.scans)}")
+        scan, start = self.scans[name], self.scans[self.step_sequence]
         volume = slices_to_volume(np.asarray(probability, dtype=np.float32))
-        for name, record in reversed(self.steps):
-            volume = preprocess_steps.get(name)().revert(volume, record)
-        assert volume.shape == self.native_shape
+        if not np.array_equal(scan.motion, IDENTITY) or not same_grid(
+            scan.shape, scan.affine, start.shape, start.affine
+        ):
+            back = np.linalg.inv(scan.motion).astype(np.float64)
+            return np.clip(resample_to_grid(volume, self.affine, scan.affine, scan.shape, motion=back), 0.0, 1.0)
+        for step, record in reversed(self.steps):
+            volume = preprocess_steps.get(step)().revert(volume, record)
+        assert volume.shape == scan.shape
         return np.ascontiguousarray(volume, dtype=np.float32)
 
     def native_mask(self) -> MaskVolume | None:

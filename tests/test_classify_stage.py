@@ -62,13 +62,19 @@ def write_preprocess(folder, *, ages=None, labels=None, present=None):
                 "brain_px": [SIDE * SIDE] * len(images),
                 "min_tumour_px": 1,
                 "voxel_hashes": {"t1ce": f"hash{index}"},
-                "grid": {
-                    "reference": "none.nii.gz",
-                    "shape": [SIDE, SIDE, len(images)],
-                    "affine": np.eye(4).tolist(),
-                    "spacing_mm": [1.0, 1.0, 1.0],
-                    "steps": [],
+                "native_sequence": "t1ce",
+                "step_sequence": "t1ce",
+                "scans": {
+                    "t1ce": {
+                        "path": "none.nii.gz",
+                        "shape": [SIDE, SIDE, len(images)],
+                        "affine": np.eye(4).tolist(),
+                        "motion": np.eye(4).tolist(),
+                    }
                 },
+                "grid": {"affine": np.eye(4).tolist(), "spacing_mm": [1.0, 1.0, 1.0], "steps": []},
+                "training_slices": list(range(len(images))),
+                "quality": {},
             },
         )
     index = {"sequences": list(SEQUENCES), "image_size_px": SIDE, "cases": [case.case_id for case in phantoms]}

@@ -169,13 +169,14 @@ def test_repaired_file_keeps_the_cases_that_were_done(config: RunConfig, tmp_pat
     broken = tmp_path / "cohort" / "P003" / "flair.nii.gz"
     content = broken.read_bytes()
     broken.write_bytes(content[: len(content) // 2])
-    with pytest.raises(GliomaNasError, match="P003"):
-        Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
-    done = tmp_path / "run" / ".preprocess.partial" / "cases" / "P001" / "images.npy"
+    Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+    assert not (tmp_path / "run" / "preprocess" / "cases" / "P003").exists()
+    done = tmp_path / "run" / "preprocess" / "cases" / "P001" / "images.npy"
     made = done.stat().st_mtime_ns
     broken.write_bytes(content)
     Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
-    assert (tmp_path / "run" / "preprocess" / "cases" / "P001" / "images.npy").stat().st_mtime_ns == made
+    assert done.stat().st_mtime_ns == made
+    assert (tmp_path / "run" / "preprocess" / "cases" / "P003").is_dir()
 
 
 @pytest.mark.parametrize(

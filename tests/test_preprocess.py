@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from glioma_nas import registry
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import CohortError, GliomaNasError, LabelError, LeakageError, UnknownNameError
 from glioma_nas.pipeline import Pipeline, results_of
@@ -104,7 +106,15 @@ def test_worker_module_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[1]).returncode == 0
 
 
-def test_stage_lists_every_bad_case_and_goes_on_after_they_are_mended(tmp_path: Path) -> None:
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_stage_leaves_bad_cases_out_and_takes_the_others_over_once_they_are_mended(tmp_path: Path) -> None:
     sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
     truncated = tmp_path / "cohort" / "P002" / "flair.nii.gz"
     good = truncated.read_bytes()
@@ -112,23 +122,70 @@ def test_stage_lists_every_bad_case_and_goes_on_after_they_are_mended(tmp_path: 
     mask = tmp_path / "cohort" / "P005" / "mask.nii.gz"
     good_mask = nib.load(mask).get_fdata().astype(np.uint8)
     write_nifti(mask, good_mask * 9)
-    with pytest.raises(
-        CohortError, match=r"P002/flair\.nii\.gz: truncated.*\(and 1 more\); 2 of 6 cases cannot be prepared"
-    ):
-        preprocess(sheet, tmp_path / "run")
-    assert not (tmp_path / "run" / "preprocess").exists()
-    partial = tmp_path / "run" / ".preprocess.partial"
-    problems = json.loads((partial / "problems.json").read_text())
+    notes = Notes()
+    Pipeline(make_config(sheet), tmp_path / "run", notes).run(["preprocess"])
+    done = tmp_path / "run" / "preprocess"
+    assert any(
+        re.search(
+            r"2 cases cannot be prepared and are left out: .*P002/flair\.nii\.gz: truncated.*\(and 1 more\)", note
+        )
+        for note in notes.notes
+    )
+    problems = json.loads((done / "problems.json").read_text())
     assert [(item["case_id"], item["error"]) for item in problems] == [("P002", "ImageError"), ("P005", "ImageError")]
     assert "unknown label 9" in problems[1]["message"]
-    finished = (partial / "cases" / "P001" / "case.json").stat().st_mtime_ns
+    assert results_of(done)["failed"] == problems
+    prepared = PreparedCohort.load(done)
+    assert list(prepared.cases) == ["P001", "P003", "P004", "P006"]
+    assert {item.case_id for item in prepared.excluded} == {"P002", "P005"}
+    assert {case_id for fold in range(3) for case_id in prepared.folds.test(fold)} == set(prepared.cases)
+    finished = (done / "cases" / "P001" / "case.json").stat().st_mtime_ns
     truncated.write_bytes(good)
     write_nifti(mask, good_mask)
     preprocess(sheet, tmp_path / "run")
-    done = tmp_path / "run" / "preprocess"
     assert (done / "cases" / "P001" / "case.json").stat().st_mtime_ns == finished
     assert not (done / "problems.json").exists()
-    assert len(PreparedCohort.load(done).cases) == 6
+    preprocess(sheet, tmp_path / "fresh")
+    assert contents(done) == contents(tmp_path / "fresh" / "preprocess")
+
+
+def test_stage_fails_when_too_many_cases_cannot_be_prepared(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    for number in (1, 2, 3, 4):
+        (tmp_path / "cohort" / f"P00{number}" / "t1ce.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(CohortError, match=r"4 cases cannot be prepared.*of 6 cases that is more than .*failed_share"):
+        preprocess(sheet, tmp_path / "run")
+    assert not (tmp_path / "run" / "preprocess").exists()
+    with pytest.raises(CohortError, match=r"2 patients cannot be split into 3 folds.*4 cases cannot be prepared"):
+        preprocess(sheet, tmp_path / "run", preprocess={"max_failed_share": 0.9})
+    preprocess(sheet, tmp_path / "run", preprocess={"max_failed_share": 0.9}, folds={"n_folds": 2})
+
+
+def test_stage_counts_a_strangers_error_against_the_case_alone(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    plugin = tmp_path / "moody.py"
+    plugin.write_text(
+        "from glioma_nas.case_volumes import IntensityStep\n"
+        "from glioma_nas.registry import preprocess_steps\n\n\n"
+        "@preprocess_steps.register('moody')\n"
+        "class Moody(IntensityStep):\n"
+        '    """Fail on some cases."""\n\n'
+        "    def apply(self, volumes, config):\n"
+        "        if volumes.images['t1ce'][24, 24, 3] % 2 == 0:\n"
+        "            raise RuntimeError('not today')\n"
+        "        return volumes, {}\n"
+    )
+    registry.load_file(plugin)
+    first = tmp_path / "cohort" / "P001" / "t1ce.nii.gz"
+    for number in range(1, 7):
+        path = first.parents[1] / f"P00{number}" / "t1ce.nii.gz"
+        image = nib.load(path).get_fdata().astype(np.int16)
+        image[24, 24, 3] = 100 if number == 1 else 101
+        write_nifti(path, image)
+    steps = ["moody", "orient", "zscore", "crop_pad", "resize"]
+    results = preprocess(sheet, tmp_path / "run", preprocess={"steps": steps})
+    assert [item["case_id"] for item in results["failed"]] == ["P001"]
+    assert "RuntimeError in a preprocess step: not today" in results["failed"][0]["message"]
 
 
 def test_stage_prepares_a_case_again_when_its_scan_changed_in_between(tmp_path: Path) -> None:
@@ -136,8 +193,7 @@ def test_stage_prepares_a_case_again_when_its_scan_changed_in_between(tmp_path: 
     broken = tmp_path / "cohort" / "P004" / "t1ce.nii.gz"
     good = broken.read_bytes()
     broken.write_bytes(b"")
-    with pytest.raises(CohortError):
-        preprocess(sheet, tmp_path / "run", folds={"n_folds": 2})
+    preprocess(sheet, tmp_path / "run", folds={"n_folds": 2})
     broken.write_bytes(good)
     other = nib.load(tmp_path / "cohort" / "P001" / "flair.nii.gz").get_fdata().astype(np.int16)
     other[20, 20, 3] += 50

@@ -131,14 +131,19 @@ def write_preprocess(folder: Path) -> list[str]:
                 "brain_px": [int(brain.sum())] * DEPTH,
                 "min_tumour_px": 10,
                 "voxel_hashes": {"flair": f"hash{number}"},
-                "grid": {
-                    "reference": str(folder / "flair.nii.gz"),
-                    "shape": [SIDE, SIDE, DEPTH],
-                    "affine": np.eye(4).tolist(),
-                    "orientation": "RAS",
-                    "spacing_mm": [1.0, 1.0, 5.0],
-                    "steps": [],
+                "native_sequence": "flair",
+                "step_sequence": "flair",
+                "scans": {
+                    "flair": {
+                        "path": str(folder / "flair.nii.gz"),
+                        "shape": [SIDE, SIDE, DEPTH],
+                        "affine": np.eye(4).tolist(),
+                        "motion": np.eye(4).tolist(),
+                    }
                 },
+                "grid": {"affine": np.eye(4).tolist(), "spacing_mm": [1.0, 1.0, 5.0], "steps": []},
+                "training_slices": list(range(DEPTH)),
+                "quality": {},
             },
         )
     excluded = [{"case_id": "case_99", "reason": "sequence t1ce missing"}]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from glioma_nas.config.section import Section
 
@@ -49,14 +49,40 @@ class PreprocessConfig(Section):
     """From scans to normalised axial slices."""
 
     steps: tuple[str, ...] = Field(
-        ("orient", "zscore", "crop_pad", "resize"), description="registered preprocess steps, in order"
+        ("orient", "zscore", "crop_pad", "resize"),
+        min_length=1,
+        description="registered preprocess steps, in order; raw scans need more, see docs/preprocessing.md",
+    )
+    step_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="keyword arguments of steps, by step name"
+    )
+    reference: str | None = Field(
+        None, description="sequence the others are brought to; none: t1ce, or the first there is where it is missing"
+    )
+    mask_sequence: str | None = Field(
+        None, description="sequence the masks were drawn on; none: told by its grid, the reference first"
     )
     crop_size_px: int = Field(224, ge=32, description="side of the square around the brain, in native pixels")
     image_size_px: int = Field(224, ge=32, description="side of the slices the networks see")
     min_tumour_px: int = Field(
         10, ge=0, description="tumour pixels, at the networks' size, below which a slice counts as free of tumour"
     )
-    workers: int = Field(2, ge=1, description="processes")
+    training_slices: Literal["all", "brain", "tumour"] = Field(
+        "all", description="slices that may be trained on, by area; every slice is predicted all the same"
+    )
+    max_failed_share: float = Field(
+        0.5, ge=0, lt=1, description="share of cases that cannot be prepared from which the stage fails"
+    )
+    workers: int = Field(2, ge=1, description="processes; the result is the same for any number")
+
+    @model_validator(mode="after")
+    def _options_of_steps(self) -> PreprocessConfig:
+        for name in self.step_options:
+            if name not in self.steps:
+                raise ValueError(f"step_options names '{name}', which is not one of the steps {', '.join(self.steps)}")
+        if len(set(self.steps)) != len(self.steps):
+            raise ValueError(f"steps repeat: {', '.join(self.steps)}")
+        return self
 
 
 class FoldsConfig(Section):

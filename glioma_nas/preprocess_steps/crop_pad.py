@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,7 @@ class CropPad(PreprocessStep):
     def apply(self, volumes: CaseVolumes, config: PreprocessConfig) -> tuple[CaseVolumes, dict[str, Any]]:
         """See `PreprocessStep.apply`; the record also counts tumour voxels that the square leaves out."""
         size = config.crop_size_px
-        seen = np.zeros(volumes.shape[:2], dtype=bool)
-        for data in volumes.images.values():
-            seen |= (data != 0).any(axis=2)
+        seen: npt.NDArray[np.bool_] = np.logical_or.reduce(volumes.brain, axis=2)
         if not seen.any():
             raise ImageError("every voxel is 0, so there is no brain to centre on")
         start = [_centre(seen, axis=0) - size // 2, _centre(seen, axis=1) - size // 2]
@@ -37,10 +36,11 @@ class CropPad(PreprocessStep):
             if mask is None or volumes.mask is None
             else int(volumes.mask.sum(dtype=np.int64) - mask.sum(dtype=np.int64))
         )
-        cropped = CaseVolumes(
-            {name: _window(data, start, [size, size]) for name, data in volumes.images.items()},
-            mask,
-            volumes.affine @ shift,
+        cropped = replace(
+            volumes,
+            images={name: _window(data, start, [size, size]) for name, data in volumes.images.items()},
+            mask=mask,
+            affine=volumes.affine @ shift,
         )
         return cropped, {"start": start, "shape": shape, "tumour_voxels_cut": cut}
 

@@ -7,6 +7,7 @@ same bits whatever the number of threads.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ class Resize(PreprocessStep):
         if mask is not None:
             mask = (resample(mask.astype(np.float32), size, "area") >= 0.5).astype(np.uint8)
         images = {name: resample(data, size, "linear") for name, data in volumes.images.items()}
-        return CaseVolumes(images, mask, volumes.affine @ to_old), {"shape": list(shape)}
+        return replace(volumes, images=images, mask=mask, affine=volumes.affine @ to_old), {"shape": list(shape)}
 
     def revert(self, probability: FloatVolume, record: Mapping[str, Any]) -> FloatVolume:
         """See `PreprocessStep.revert`."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from glioma_nas.case_volumes import CaseVolumes, PreprocessStep
+from glioma_nas.case_volumes import CaseVolumes, IntensityStep
 from glioma_nas.config import PreprocessConfig
 from glioma_nas.errors import ImageError
 from glioma_nas.images import FloatVolume
@@ -16,7 +14,7 @@ from glioma_nas.registry import preprocess_steps
 
 
 @preprocess_steps.register("zscore")
-class ZScore(PreprocessStep):
+class ZScore(IntensityStep):
     """Subtract the mean and divide by the deviation of the non-zero voxels; zero voxels stay zero."""
 
     def apply(self, volumes: CaseVolumes, config: PreprocessConfig) -> tuple[CaseVolumes, dict[str, Any]]:
@@ -39,8 +37,4 @@ class ZScore(PreprocessStep):
             scaled[brain] = (values - mean) / deviation
             images[name] = scaled
             record[name] = {"mean": mean, "deviation": deviation}
-        return replace(volumes, images=images), record
-
-    def revert(self, probability: FloatVolume, record: Mapping[str, Any]) -> FloatVolume:
-        """Return the map as it is: intensities do not move voxels."""
-        return probability
+        return volumes.with_images(images), record

@@ -1,7 +1,9 @@
 """Stage: read the cohort, check every file, normalise, cut slices, draw folds.
 
 Cases are prepared in parallel and independently of one another, so the result does not depend on the number of workers.
-A run that was interrupted, or stopped by a bad file, goes on with the cases that are missing or whose files changed.
+A case that cannot be prepared is left out, and the stage says so at the end; it fails only when too few remain. A run
+that was interrupted goes on with the cases that are missing, and a later run takes over the cases whose files and
+recipe are unchanged.
 """
 
 from __future__ import annotations
@@ -22,14 +24,15 @@ from typing import Any
 import numpy as np
 
 from glioma_nas import registry
-from glioma_nas.case_preparation import Recipe, is_prepared, prepare_case
-from glioma_nas.cohort import Case, Cohort, first_of, read_cohort, select_complete
+from glioma_nas.case_preparation import Recipe, build_steps, is_prepared, prepare_case
+from glioma_nas.cohort import Case, Cohort, Exclusion, first_of, read_cohort, select_complete
 from glioma_nas.config import RunConfig
-from glioma_nas.errors import CohortError, GliomaNasError, did_you_mean
+from glioma_nas.errors import CohortError, ConfigError, GliomaNasError, StorageError, did_you_mean
 from glioma_nas.files import write_json
-from glioma_nas.folds import check_folds, make_folds
+from glioma_nas.folds import Folds, check_folds, make_folds
 from glioma_nas.pipeline import StageContext
-from glioma_nas.prepared import CASES_FOLDER, FOLDS_FILE, INDEX_FILE, PreparedCohort
+from glioma_nas.prepared import CASE_FILE, CASES_FOLDER, FOLDS_FILE, INDEX_FILE, PreparedCohort
+from glioma_nas.quality_page import QUALITY_PAGE, write_quality_report
 
 PROBLEMS_FILE = "problems.json"
 
@@ -40,7 +43,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """Prepare every case and draw the folds; see `glioma_nas.pipeline.Stage`.
 
     Raises:
-        CohortError: The sheet cannot be used, or some case cannot be prepared; all findings are in ``problems.json``.
+        CohortError: The sheet cannot be used, or too few cases can be prepared; their faults are in ``problems.json``.
         LabelError: A marker's column is absent or of one class, or a column to stratify by is absent.
         LeakageError: One scan stands under two patients that fell into different folds.
     """
@@ -48,40 +51,79 @@ def run(context: StageContext) -> dict[str, Any]:
     from glioma_nas.markers import encode_labels
 
     config = context.config
-    for step in config.preprocess.steps:
-        registry.preprocess_steps.get(step)
+    for step in build_steps(config.preprocess).values():
+        step.check()
     cohort = read_cohort(config.cohort)
     sequences = sequences_of(config)
     _check_columns(cohort, sequences)
     complete, excluded = select_complete(cohort, config.cohort)
-    for name, marker in config.classify.markers.items():
-        encode_labels(complete.cases, name, marker, sheet=cohort.sheet, n_folds=config.folds.n_folds)
-    folds = make_folds(
-        complete.cases,
-        n_folds=config.folds.n_folds,
-        seed=config.seed,
-        stratify_by=_stratification(config),
-        columns=cohort.label_columns,
-    )
-    _prepare_all(context, complete.cases, Recipe(sequences, config.preprocess, config.cohort.mask_labels))
+
+    def draw_folds(cases: Sequence[Case]) -> Folds:
+        for name, marker in config.classify.markers.items():
+            encode_labels(cases, name, marker, sheet=cohort.sheet, n_folds=config.folds.n_folds)
+        return make_folds(
+            cases,
+            n_folds=config.folds.n_folds,
+            seed=config.seed,
+            stratify_by=_stratification(config),
+            columns=cohort.label_columns,
+        )
+
+    draw_folds(complete.cases)  # before hours of work, to find out whether there will be folds at all
+    recipe = Recipe(sequences, config.preprocess, config.cohort.mask_labels)
+    problems = _prepare_all(context, complete.cases, recipe)
+    failed = {problem["case_id"]: problem for problem in problems}
+    remaining = tuple(case for case in complete.cases if case.case_id not in failed)
+    _check_remaining(config, complete.cases, problems)
+    try:
+        folds = draw_folds(remaining)
+    except GliomaNasError as err:
+        if problems:
+            raise type(err)(f"{err} ({_count(problems)})") from err
+        raise
+    left_out = [*excluded, *(Exclusion(case_id, f"failed: {item['message']}") for case_id, item in failed.items())]
     write_json(
         context.folder / INDEX_FILE,
         {
             "sequences": list(sequences),
             "image_size_px": config.preprocess.image_size_px,
-            "cases": [case.case_id for case in complete.cases],
-            "excluded": [{"case_id": item.case_id, "reason": item.reason} for item in excluded],
+            "cases": [case.case_id for case in remaining],
+            "excluded": [{"case_id": item.case_id, "reason": item.reason} for item in left_out],
         },
     )
     folds.write(context.folder / FOLDS_FILE)
     prepared = PreparedCohort.load(context.folder)
     check_folds(folds, prepared)
+    flagged = write_quality_report(context.folder, prepared)
     results = _summary(prepared, complete)
     context.progress.note(
         f"preprocess: {results['n_cases']} cases of {results['n_patients']} patients, {results['n_slices']} slices, "
         f"{results['n_tumour_slices']} with tumour, {len(excluded)} cases left out"
     )
-    return {**results, "folds_hash": folds.hash}
+    if flagged:
+        context.progress.note(
+            f"preprocess: look at {len(flagged)} flagged cases in {QUALITY_PAGE}: {', '.join(flagged)}"
+        )
+    if problems:
+        context.progress.note(f"preprocess: {_count(problems)}; all listed in {PROBLEMS_FILE}")
+    return {**results, "failed": problems, "flagged": flagged, "folds_hash": folds.hash}
+
+
+def _check_remaining(config: RunConfig, cases: Sequence[Case], problems: Sequence[dict[str, str]]) -> None:
+    allowed = config.preprocess.max_failed_share
+    if len(problems) > allowed * len(cases):
+        raise CohortError(
+            f"{_count(problems)}; of {len(cases)} cases that is more than preprocess.max_failed_share ({allowed:g}) "
+            "allows: mend the files or the steps and run again"
+        )
+
+
+def _count(problems: Sequence[dict[str, str]]) -> str:
+    first = first_of([problem["message"] for problem in problems])
+    many = len(problems) > 1
+    return (
+        f"{len(problems)} case{'s' if many else ''} cannot be prepared and {'are' if many else 'is'} left out: {first}"
+    )
 
 
 def _stratification(config: RunConfig) -> tuple[str, ...]:
@@ -107,29 +149,42 @@ def _check_columns(cohort: Cohort, sequences: Sequence[str]) -> None:
             )
 
 
-def _prepare_all(context: StageContext, cases: Sequence[Case], recipe: Recipe) -> None:
+def _prepare_all(context: StageContext, cases: Sequence[Case], recipe: Recipe) -> list[dict[str, str]]:
+    """Prepare the cases that are not there yet; return what went wrong, in the order of the sheet."""
     root = context.folder / CASES_FOLDER
-    waiting = [case for case in cases if not is_prepared(case, root / case.case_id)]
-    for case in waiting:
-        # What a killed worker left half written would otherwise stay beside the good files for ever.
-        shutil.rmtree(root / case.case_id, ignore_errors=True)
+    earlier = context.folder.parent / "preprocess" / CASES_FOLDER
+    for case in cases:
+        if not is_prepared(case, root / case.case_id, recipe):
+            # What a killed worker left half written would otherwise stay beside the good files for ever.
+            shutil.rmtree(root / case.case_id, ignore_errors=True)
+            if is_prepared(case, earlier / case.case_id, recipe):
+                shutil.copytree(earlier / case.case_id, root / case.case_id, copy_function=_link_or_copy)
+    waiting = [case for case in cases if not (root / case.case_id / CASE_FILE).is_file()]
     problems: list[dict[str, str]] = []
     with context.progress.task("preprocess", len(cases)) as task:
         if done := len(cases) - len(waiting):
             task.advance(done)
         for problem in _outcomes(waiting, root, recipe, context.config):
-            task.advance()
             if problem is not None:
                 _logger.info("case %s cannot be prepared", problem["case_id"])
                 problems.append(problem)
+            task.advance(1, **({"failed": len(problems)} if problems else {}))
+    for name in {path.name for path in root.iterdir()} - {case.case_id for case in cases} if root.is_dir() else ():
+        shutil.rmtree(root / name)  # of a sheet as it was before an interruption
+    order = {case.case_id: index for index, case in enumerate(cases)}
+    problems.sort(key=lambda problem: order[problem["case_id"]])
     path = context.folder / PROBLEMS_FILE
     path.unlink(missing_ok=True)
     if problems:
-        order = {case.case_id: index for index, case in enumerate(cases)}
-        problems.sort(key=lambda problem: order[problem["case_id"]])
         write_json(path, problems)
-        first = first_of([problem["message"] for problem in problems])
-        raise CohortError(f"{first}; {len(problems)} of {len(cases)} cases cannot be prepared, all listed in {path}")
+    return problems
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has hard links
+        shutil.copy2(source, target)
 
 
 def _outcomes(cases: Sequence[Case], root: Path, recipe: Recipe, config: RunConfig) -> Iterator[dict[str, str] | None]:
@@ -158,11 +213,19 @@ def _outcomes(cases: Sequence[Case], root: Path, recipe: Recipe, config: RunConf
 
 
 def _outcome(case: Case, folder: Path, recipe: Recipe) -> dict[str, str] | None:
-    # Returned rather than raised, so that every bad case is found in one go.
+    # Returned rather than raised, so that one bad case does not stop the others. Libraries raise what they like over a
+    # strange scan, so an error that is not one of ours is a case's too; its kind stands in the list.
     try:
         prepare_case(case, folder, recipe)
+    except (StorageError, ConfigError):
+        raise  # a full disk, or steps that do not fit together: no other case would fare better
     except GliomaNasError as err:
         return {"case_id": case.case_id, "error": type(err).__name__, "message": str(err)}
+    except (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError) as err:
+        _logger.info("case %s: %s", case.case_id, err, exc_info=True)
+        text = " ".join(str(err).split())[-300:]
+        message = f"case {case.case_id}: {type(err).__name__} in a preprocess step: {text}"
+        return {"case_id": case.case_id, "error": type(err).__name__, "message": message}
     return None
 
 

@@ -1,0 +1,240 @@
+"""Registration of two scans by mutual information, the same on every machine and number of workers.
+
+Mattes et al. 2003, https://doi.org/10.1109/TMI.2003.809072: the joint histogram is smoothed by B-splines, so that the
+metric has a derivative. Each level of the pyramid is made here, because thick slices must not be shrunk across.
+Everything runs on one thread with a fixed seed: sums in another order would end in another last digit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glioma_nas.grids import IDENTITY, LPS_FROM_RAS, spacing_mm
+from glioma_nas.images import Affine, FloatVolume
+
+_SEED = 1
+_HISTOGRAM_BINS = 32
+_MAX_SAMPLES = 60_000
+_LEVELS_MM = (6.0, 3.0, 1.5)
+_START_UP_MM = (-20.0, 0.0, 20.0, 40.0, 60.0)
+_START_FORWARD_MM = (-20.0, 0.0, 20.0)
+_START_NOD_DEGREES = (-15.0, 0.0, 15.0)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What a registration found.
+
+    Attributes:
+        motion: (4, 4), from the fixed scan's scanner space to the moving scan's, RAS+ millimetres.
+        information_before: Mutual information (nats) with the scans where their headers put them.
+        information: The same after.
+        improved: Whether the motion is better than none; if not, `motion` is the identity.
+    """
+
+    motion: Affine
+    information_before: float
+    information: float
+    improved: bool
+
+
+def to_itk(data: npt.NDArray[Any], affine: Affine) -> Any:  # a SimpleITK image, whose package has no types
+    """Make a SimpleITK image in LPS+ space of a volume (X, Y, Z) and its RAS+ affine."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))
+    lps = LPS_FROM_RAS @ affine
+    spacing = spacing_mm(affine)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    # ITK insists on orthogonal axes to six digits, which rounded headers miss; a shear that small is rounded away.
+    u, _, v = np.linalg.svd(lps[:3, :3] / spacing)
+    image.SetDirection((u @ v).flatten().tolist())
+    return image
+
+
+def from_itk(image: Any) -> npt.NDArray[Any]:  # see to_itk
+    """Return the voxels (X, Y, Z) of a SimpleITK image."""
+    import SimpleITK as sitk
+
+    return np.ascontiguousarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0))
+
+
+def register_rigid(
+    fixed: FloatVolume, fixed_affine: Affine, moving: FloatVolume, moving_affine: Affine
+) -> Registration:
+    """Find the rigid motion that lays ``moving`` over ``fixed``.
+
+    The search starts from the headers, and from the centres of intensity when those agree better.
+
+    Args:
+        fixed: (X, Y, Z) float32, background 0 or air.
+        fixed_affine: Its grid.
+        moving: Another scan of the same head.
+        moving_affine: Its grid.
+    """
+    import SimpleITK as sitk
+
+    target, source = to_itk(fixed, fixed_affine), to_itk(moving, moving_affine)
+    identity = sitk.Euler3DTransform()
+    identity.SetCenter(_centre(fixed, fixed_affine).tolist())
+    before = _information(target, source, identity)
+    moments = sitk.Euler3DTransform(identity)
+    moments.SetTranslation((_centre(moving, moving_affine) - _centre(fixed, fixed_affine)).tolist())
+    start = max((identity, moments), key=lambda transform: _information(target, source, transform))
+    transform = sitk.Euler3DTransform(start)
+    for level in _LEVELS_MM:
+        _optimise(target, source, transform, level_mm=level)
+    after = _information(target, source, transform)
+    improved = after > before
+    motion = _matrix(transform) if improved else IDENTITY.copy()
+    return Registration(motion, before, after if improved else before, improved)
+
+
+def register_template(
+    head: FloatVolume,
+    head_affine: Affine,
+    template: FloatVolume,
+    template_affine: Affine,
+    *,
+    region: npt.NDArray[np.bool_],
+    level_mm: float,
+) -> Any:
+    """Lay a template over a head: rigid from several starts, then affine.
+
+    Args:
+        head: (X, Y, Z) float32.
+        head_affine: Its grid.
+        template: (X, Y, Z) float32.
+        template_affine: Its grid.
+        region: Where in the template the metric looks. The outline of a brain template must not be part of it: the
+            metric would lay it over the outline of the head.
+        level_mm: Finest resolution; the search starts at twice that.
+
+    Returns:
+        A SimpleITK transform from the head's space to the template's.
+    """
+    import SimpleITK as sitk
+
+    target, source = to_itk(head, head_affine), to_itk(template, template_affine)
+    seen = to_itk(region.astype(np.uint8), template_affine)
+    # From the template to the head, so that the metric always sees the whole brain.
+    rigid = sitk.Euler3DTransform()
+    rigid.SetCenter(_centre(template, template_affine).tolist())
+    rigid = _best_start(source, target, rigid, _centre(head, head_affine), region=seen, level_mm=2 * level_mm)
+    for level in (2 * level_mm, level_mm):
+        _optimise(source, target, rigid, level_mm=level, region=seen)
+    affine = sitk.AffineTransform(3)
+    affine.SetCenter(rigid.GetCenter())
+    affine.SetMatrix(rigid.GetMatrix())
+    affine.SetTranslation(rigid.GetTranslation())
+    for level in (2 * level_mm, level_mm):
+        _optimise(source, target, affine, level_mm=level, region=seen)
+    return affine.GetInverse()
+
+
+def _best_start(
+    fixed: Any, moving: Any, start: Any, centre: npt.NDArray[np.float64], *, region: Any, level_mm: float
+) -> Any:
+    """Try shifts and nods about the centre of the head, which lies below the brain's by as much as the neck is long."""
+    import SimpleITK as sitk
+
+    fixed, moving = shrunk(fixed, level_mm), shrunk(moving, level_mm)
+    method = _method(fixed)
+    method.SetMetricFixedMask(region)
+    best, found = start, np.inf
+    for up, forward, nod in product(_START_UP_MM, _START_FORWARD_MM, _START_NOD_DEGREES):
+        trial = sitk.Euler3DTransform(start)
+        shift = centre - np.array(start.GetCenter()) + np.array([0.0, -forward, up])
+        trial.SetTranslation(shift.tolist())
+        trial.SetRotation(float(np.deg2rad(nod)), 0.0, 0.0)
+        method.SetInitialTransform(trial)
+        try:
+            value = method.MetricEvaluate(fixed, moving)
+        except RuntimeError:
+            continue  # the template lies outside the scan
+        if value < found:
+            best, found = trial, value
+    return best
+
+
+def _centre(data: FloatVolume, affine: Affine) -> npt.NDArray[np.float64]:
+    # Centre of the voxels brighter than the mean, in LPS+ millimetres: the head, whatever the contrast.
+    places = np.argwhere(data > data.mean())
+    lps = LPS_FROM_RAS @ affine
+    centre: npt.NDArray[np.float64] = lps[:3, :3] @ places.mean(axis=0) + lps[:3, 3]
+    return centre
+
+
+def shrunk(image: Any, level_mm: float) -> Any:
+    """Smooth and subsample a SimpleITK image to voxels of about ``level_mm``, each axis by a whole number."""
+    import SimpleITK as sitk
+
+    factors = [
+        max(1, min(int(level_mm / side + 0.5), size // 8))
+        for side, size in zip(image.GetSpacing(), image.GetSize(), strict=True)
+    ]
+    sigmas = [
+        0.5 * factor * side if factor > 1 else 0.0 for factor, side in zip(factors, image.GetSpacing(), strict=True)
+    ]
+    for axis, sigma in enumerate(sigmas):
+        if sigma > 0:
+            image = sitk.RecursiveGaussian(image, sigma, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
+    return sitk.Shrink(image, factors)
+
+
+def _method(target: Any) -> Any:
+    import SimpleITK as sitk
+
+    method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfThreads(1)
+    method.SetMetricAsMattesMutualInformation(_HISTOGRAM_BINS)
+    method.SetInterpolator(sitk.sitkLinear)
+    n_voxels = int(np.prod(target.GetSize()))
+    if n_voxels > _MAX_SAMPLES:
+        method.SetMetricSamplingStrategy(sitk.ImageRegistrationMethod.RANDOM)
+        method.SetMetricSamplingPercentage(_MAX_SAMPLES / n_voxels, _SEED)
+    return method
+
+
+def _optimise(target: Any, source: Any, transform: Any, *, level_mm: float, region: Any = None) -> None:
+
+    target, source = shrunk(target, level_mm), shrunk(source, level_mm)
+    method = _method(target)
+    if region is not None:
+        method.SetMetricFixedMask(region)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=level_mm / 2,
+        minStep=level_mm * 1e-3,
+        numberOfIterations=100,
+        relaxationFactor=0.6,
+        gradientMagnitudeTolerance=1e-6,
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(transform, inPlace=True)
+    method.Execute(target, source)
+
+
+def _information(target: Any, source: Any, transform: Any) -> float:
+    target, source = shrunk(target, _LEVELS_MM[1]), shrunk(source, _LEVELS_MM[1])
+    method = _method(target)
+    method.SetInitialTransform(transform)
+    try:
+        return -float(method.MetricEvaluate(target, source))
+    except RuntimeError:
+        return 0.0  # the scans do not overlap at all: no information
+
+
+def _matrix(transform: Any) -> Affine:
+    lps = np.eye(4)
+    lps[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
+    centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
+    lps[:3, 3] = shift + centre - lps[:3, :3] @ centre
+    matrix: Affine = LPS_FROM_RAS @ lps @ LPS_FROM_RAS
+    return matrix
