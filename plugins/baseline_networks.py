@@ -1,4 +1,4 @@
-"""Segmentation networks the searched ones are compared with, all trained and timed the same way.
+"""U-Nets the searched networks are compared with, all trained and timed the same way.
 
 Every factory takes ``in_channels`` and ``n_classes`` and gives a module that maps float32 images (N, C, H, W) to logits
 (N, K, H, W) of the same height and width.
@@ -7,42 +7,12 @@ Every factory takes ``in_channels`` and ``n_classes`` and gives a module that ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from glioma_nas.errors import ConfigError, ImageError
+from glioma_nas.plugins.network_inputs import MultipleOf, require_channels
 from glioma_nas.registry import networks
-
-
-class MultipleOf(nn.Module):
-    """A network that needs image sides divisible by ``multiple`` and says so, instead of failing deep inside.
-
-    Args:
-        network: Takes images (N, C, H, W).
-        multiple: What both sides must be divisible by.
-    """
-
-    def __init__(self, network: nn.Module, multiple: int) -> None:
-        super().__init__()
-        self.network = network
-        self.multiple = multiple
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the network's logits (N, K, H, W), float32.
-
-        Raises:
-            ImageError: A side is not divisible by ``multiple``.
-        """
-        height, width = image.shape[-2:]
-        if height % self.multiple or width % self.multiple:
-            raise ImageError(
-                f"image of {height}×{width} pixels: this network needs sides divisible by {self.multiple}; "
-                f"set preprocess.image_size_px to a multiple of {self.multiple}"
-            )
-        logits: Tensor = self.network(image)
-        return logits
 
 
 @networks.register("monai_unet")
@@ -55,7 +25,7 @@ def monai_unet(
     """
     from monai.networks.nets import UNet
 
-    _check_channels("monai_unet", "channels", channels, at_least=2)
+    require_channels("monai_unet", "channels", channels, at_least=2)
     network = UNet(
         spatial_dims=2,
         in_channels=in_channels,
@@ -77,7 +47,7 @@ def monai_basic_unet(
     """
     from monai.networks.nets import BasicUNet
 
-    _check_channels("monai_basic_unet", "features", features, at_least=6, at_most=6)
+    require_channels("monai_basic_unet", "features", features, at_least=6, at_most=6)
     network = BasicUNet(spatial_dims=2, in_channels=in_channels, out_channels=n_classes, features=tuple(features))
     return MultipleOf(network, 16)
 
@@ -90,7 +60,7 @@ def unet_thesis(in_channels: int, n_classes: int, *, width: int = 64) -> nn.Modu
 
     Reference: Ronneberger et al., U-Net, MICCAI 2015, figure 1.
     """
-    _check_channels("unet_thesis", "width", [width], at_least=1)
+    require_channels("unet_thesis", "width", [width], at_least=1)
     return MultipleOf(PlainUNet(in_channels, n_classes, width=width, levels=5), 16)
 
 
@@ -139,12 +109,3 @@ def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)
-
-
-def _check_channels(
-    network: str, option: str, value: Any, *, at_least: int, at_most: int | None = None
-) -> None:  # value comes from a YAML file
-    count = f"{at_least}" if at_least == at_most else f"at least {at_least}"
-    good = isinstance(value, list | tuple) and all(isinstance(number, int) and number > 0 for number in value)
-    if not good or len(value) < at_least or (at_most is not None and len(value) > at_most):
-        raise ConfigError(f"{network}: {option} is {value!r}; give {count} positive whole number(s)")

@@ -27,6 +27,21 @@ class TestUnetThesis(NetworkSuite):
     options: ClassVar[dict[str, Any]] = {"width": 4}
 
 
+class TestIcnet(NetworkSuite):
+    name = "icnet"
+    options: ClassVar[dict[str, Any]] = {"width": 4, "blocks": [1, 2, 1, 1]}
+
+
+class TestBisenet(NetworkSuite):
+    name = "bisenet"
+    options: ClassVar[dict[str, Any]] = {"width": 4}
+
+
+class TestNasUnet(NetworkSuite):
+    name = "nas_unet"
+    options: ClassVar[dict[str, Any]] = {"width": 4, "depth": 4}
+
+
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -82,7 +97,14 @@ def test_further_input_channel_adds_only_first_layer_weights() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options", "multiple"),
-    [("monai_unet", {"channels": [4, 8, 16]}, 4), ("monai_basic_unet", {}, 16), ("unet_thesis", {"width": 4}, 16)],
+    [
+        ("monai_unet", {"channels": [4, 8, 16]}, 4),
+        ("monai_basic_unet", {}, 16),
+        ("unet_thesis", {"width": 4}, 16),
+        ("icnet", {"width": 2}, 32),
+        ("bisenet", {"width": 2}, 32),
+        ("nas_unet", {"width": 2}, 16),
+    ],
 )
 def test_image_that_is_not_divisible_is_refused_with_the_remedy(
     name: str, options: dict[str, object], multiple: int
@@ -100,9 +122,97 @@ def test_image_that_is_not_divisible_is_refused_with_the_remedy(
         ("monai_unet", {"channels": 16}),
         ("monai_basic_unet", {"features": [4, 4, 8]}),
         ("unet_thesis", {"width": 0}),
+        ("icnet", {"blocks": [3, 4, 6]}),
+        ("bisenet", {"width": -1}),
+        ("nas_unet", {"depth": "5"}),
         ("unet_thesis", {"width": 1.5}),
     ],
 )
 def test_impossible_widths_are_refused(name: str, options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"{name}: .* positive whole number"):
         registry.networks.get(name)(1, 2, **options)
+
+
+def test_nas_unet_that_never_goes_down_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nas_unet: depth is 2; give at least 3"):
+        registry.networks.get("nas_unet")(1, 2, depth=2)
+
+
+@pytest.mark.parametrize(("name", "scales"), [("icnet", {"scale_16", "scale_8"}), ("bisenet", {"scale_16", "scale_8"})])
+def test_auxiliary_logits_are_given_while_training_only(name: str, scales: set[str]) -> None:
+    network = registry.networks.get(name)(1, 2, width=4)
+    image = torch.randn(2, 1, 64, 32)
+    trained = network.train()(image)
+    assert set(trained) == {"logits", *scales}
+    assert all(logits.shape == (2, 2, 64, 32) for logits in trained.values())
+    assert isinstance(network.eval()(image), torch.Tensor)
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (12, 5), (6, 1)])
+def test_pyramid_pooling_is_the_sum_of_adaptive_averages(height: int, width: int) -> None:
+    from glioma_nas.plugins.realtime_networks import PyramidPooling
+
+    x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    expected = x.clone()
+    for bins in (1, 2, 3, 6):
+        pooled = torch.nn.functional.adaptive_avg_pool2d(x, bins)
+        expected += torch.nn.functional.interpolate(pooled, size=(height, width), mode="bilinear")
+    torch.testing.assert_close(PyramidPooling((1, 2, 3, 6))(x), expected)
+
+
+def test_icnet_has_the_parameters_counted_by_hand() -> None:
+    width, n_classes, channels = 4, 2, 3
+    blocks = (1, 2, 1, 1)
+
+    def conv(before: int, after: int, kernel: int = 3) -> int:
+        return kernel * kernel * before * after + 2 * after
+
+    def bottleneck(before: int, after: int, *, projected: bool) -> int:
+        inside = after // 4
+        body = conv(before, inside, 1) + conv(inside, inside) + conv(inside, after, 1)
+        return body + (conv(before, after, 1) if projected else 0)
+
+    w = width
+    stages = [(2 * w, 4 * w), (4 * w, 8 * w), (8 * w, 16 * w), (16 * w, 32 * w)]
+    expected = conv(channels, w) + conv(w, w) + conv(w, 2 * w)
+    for (before, after), count in zip(stages, blocks, strict=True):
+        expected += bottleneck(before, after, projected=True) + (count - 1) * bottleneck(after, after, projected=False)
+    expected += conv(32 * w, 8 * w, 1)
+    expected += conv(channels, w) + conv(w, w) + conv(w, 2 * w)
+    expected += conv(8 * w, 4 * w) + conv(8 * w, 4 * w, 1) + conv(4 * w, 4 * w) + conv(2 * w, 4 * w, 1)
+    expected += 2 * (4 * w + 1) * n_classes + (8 * w + 1) * n_classes
+    assert _count(registry.networks.get("icnet")(channels, n_classes, width=w, blocks=blocks)) == expected
+
+
+def test_bisenet_context_path_is_a_resnet_18() -> None:
+    network: Any = registry.networks.get("bisenet")(3, 2)
+    found = _count(network.network.stem) + _count(network.network.stages)
+    with torch.device("meta"):
+        from torchvision.models import resnet18
+
+        whole = resnet18()
+    assert found == _count(whole) - _count(whole.fc)
+
+
+def test_nas_unet_cell_adds_what_its_wiring_says() -> None:
+    from glioma_nas.plugins.nas_unet import Cell
+
+    cell = Cell(((("identity", 0), ("identity", 1)), (("identity", 2), ("identity", 0))), (3, 3), 4).eval()
+    first, second = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8)
+    a, b = cell.reduce[0](first), cell.reduce[1](second)
+    torch.testing.assert_close(cell(first, second), torch.cat([a + b, a + b + a], dim=1))
+
+
+def test_nas_unet_has_the_parameters_counted_by_hand() -> None:
+    w, k, channels = 4, 2, 3  # fewer than 16 channels: one hidden channel in every channel weighting
+
+    def conv(before: int, after: int, kernel: int = 3) -> int:
+        return kernel * kernel * before * after + 2 * after
+
+    weighting = (w + 1) + 2 * w
+    depthwise = 9 * w + conv(w, w, 1)
+    reduce = 2 * conv(3 * w, w, 1)
+    down = reduce + 4 * conv(w, w) + depthwise + (weighting + conv(w, w))
+    up = reduce + 2 * (weighting + conv(w, w)) + weighting + conv(w, w)
+    expected = conv(channels, 3 * w, 1) + conv(channels, 3 * w) + 2 * down + 3 * up + (3 * w + 1) * k
+    assert _count(registry.networks.get("nas_unet")(channels, k, width=w, depth=4)) == expected

@@ -65,9 +65,9 @@ class NetworkSuite:
     def test_every_parameter_gets_a_gradient(self) -> None:
         network = self.build().train()
         output = network(self.image(batch=2))
-        logits = output["logits"] if isinstance(output, Mapping) else output
-        loss = nn.functional.cross_entropy(logits, torch.zeros(2, self.size_px, self.size_px, dtype=torch.int64))
-        loss.backward()
+        maps = output if isinstance(output, Mapping) else {"logits": output}
+        target = torch.zeros(2, self.size_px, self.size_px, dtype=torch.int64)
+        torch.stack([nn.functional.cross_entropy(logits, target) for logits in maps.values()]).sum().backward()
         assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
     def test_weights_return_from_safetensors(self, tmp_path: Path) -> None:
