@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nni.nas.profiler import Profiler
 from torch import Tensor
 
+from glioma_nas.costs import OperatorSpec
+from glioma_nas.latency_calibration import Calibration
 from glioma_nas.latency_records import LatencyTable
 from glioma_nas.registry import evaluators
 
 
 @evaluators.register("latency_table")
 class LatencyTableProfiler(Profiler):
-    """Sum of table entries over the operators of a network, in milliseconds.
+    """Latency of a network in milliseconds: the sum of table entries over its operators, stem and head.
+
+    With a calibration it is a·Σ + b with the coefficients that were fitted on measured networks, and what is returned
+    is comparable with a clock; without one the sum ranks networks but leaves out what they cost beside their operators.
 
     NNI's own ``ExpectationProfilerPenalty`` takes probabilities as Python floats, so nothing reaches the architecture
     parameters through it; `expectation` takes tensors and is differentiable in each of them.
 
     Args:
-        model_space: A search space with ``cost_model``.
+        model_space: A search space with ``cost_model``; a space with ``fixed_part_specs`` has stem and heads priced.
         table: The table, or the JSON file that holds it.
+        calibration: The calibration, or the JSON file that holds it; none for the bare sum.
+
+    Raises:
+        BackendError: An operator is not in the table, or the calibration is of another device, engine or space.
 
     Reference: METHOD eq. 4-9; Cai et al., ProxylessNAS, ICLR 2019, eq. 2.
     """
 
-    def __init__(self, model_space: Any, table: LatencyTable | Path | str) -> None:
+    _intercept_ms = 0.0
+
+    def __init__(
+        self,
+        model_space: Any,
+        table: LatencyTable | Path | str,
+        calibration: Calibration | Path | str | None = None,
+    ) -> None:
         super().__init__(model_space)
         self.table = table if isinstance(table, LatencyTable) else LatencyTable.load(Path(table))
-        self._model = model_space.cost_model(self.table.lookup)
+        price: Callable[[OperatorSpec], float] = self.table.lookup
+        if calibration is not None:
+            found = calibration if isinstance(calibration, Calibration) else Calibration.load(Path(calibration))
+            layout = getattr(model_space, "layout", None)
+            found.require_space(found.space, layout.options() if layout is not None else {})
+            price, self._intercept_ms = found.price(self.table), found.intercept_ms
+        whole = {"fixed_parts": True} if hasattr(model_space, "fixed_part_specs") else {}
+        self._model = model_space.cost_model(price, **whole)
 
     def profile(self, sample: Mapping[str, Any]) -> float:
         """Return the latency of one sample in milliseconds; NNI's filters call it for each sample drawn."""
-        return float(self._model.of(sample))
+        return float(self._model.of(sample)) + self._intercept_ms
 
     def expectation(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the expected latency in milliseconds, a scalar, when each label is drawn with its ``weights``.
@@ -43,4 +66,4 @@ class LatencyTableProfiler(Profiler):
             weights: Mutable label → probabilities over its values in their order, shape (n,), sum 1.
         """
         expected: Tensor = self._model.expectation(weights)
-        return expected
+        return expected + self._intercept_ms

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
 
-from glioma_nas.errors import BackendError
+from glioma_nas.errors import BackendError, StorageError
 from glioma_nas.latency_backend import Array, Engine, OnnxBackend, check_shapes, check_threads, random_inputs
 from glioma_nas.latency_records import Shape
 from glioma_nas.registry import latency_backends
@@ -57,6 +58,7 @@ class OpenVinoBackend(OnnxBackend):
 
     name = "openvino"
     precisions: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "int8")
+    file_suffix = ".xml"
 
     @classmethod
     def available(cls) -> str | None:
@@ -70,6 +72,29 @@ class OpenVinoBackend(OnnxBackend):
 
     def load(self, model: bytes, input_shapes: Sequence[Shape], *, threads: int) -> Engine:
         """See `OnnxBackend.load`; an open batch size becomes that of ``input_shapes``."""
+        return self._compile(model, input_shapes, threads)
+
+    def write_file(
+        self, model: bytes, path: Path, input_shape: Shape, *, max_batch: int, gpus: Sequence[str] = ()
+    ) -> None:
+        """See `OnnxBackend.write_file`: OpenVINO's IR, the graph in ``path`` and the float32 weights beside it."""
+        self.require_available()
+        import openvino
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            openvino.save_model(openvino.Core().read_model(model), str(path), compress_to_fp16=False)
+        except RuntimeError as err:
+            raise BackendError(f"OpenVINO {self.version()} refuses the model: {_reason(str(err))}") from err
+
+    def read_file(self, path: Path, input_shape: Shape, *, threads: int) -> Engine:
+        """See `OnnxBackend.read_file`."""
+        for part in (path, path.with_suffix(".bin")):
+            if not part.is_file():
+                raise StorageError(f"{part}: no such file; export the network again")
+        return self._compile(str(path), [input_shape], threads)
+
+    def _compile(self, model: bytes | str, input_shapes: Sequence[Shape], threads: int) -> Engine:
         self.require_available()
         check_shapes(input_shapes)
         check_threads(threads)

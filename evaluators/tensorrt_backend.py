@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from glioma_nas.engine_files import EngineLabel, cached_engine, engine_cache_folder
+from glioma_nas.engine_files import EngineLabel, cached_engine, engine_cache_folder, load_engine, save_engine
 from glioma_nas.errors import BackendError, did_you_mean
 from glioma_nas.files import write_bytes
 from glioma_nas.latency_backend import Array, Engine, OnnxBackend, check_shapes, check_threads, random_inputs
@@ -111,6 +111,7 @@ class TensorRtBackend(OnnxBackend):
 
     precisions: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8")
     symmetric_int8 = True
+    file_suffix = ".plan"
     library: ClassVar[str] = ""
     install: ClassVar[str] = ""
 
@@ -193,6 +194,18 @@ class TensorRtBackend(OnnxBackend):
             cache, label, lambda: self._build(model, input_shapes, gpus=gpus, max_batch=max_batch, cache=cache)
         )
         return plan, label
+
+    def write_file(
+        self, model: bytes, path: Path, input_shape: Shape, *, max_batch: int, gpus: Sequence[str] = ()
+    ) -> None:
+        """See `OnnxBackend.write_file`: the engine in ``path``, what it is of beside it."""
+        plan, label = self.build(model, [input_shape], max_batch=max_batch, gpus=tuple(gpus) or (CURRENT_GPU,))
+        save_engine(path, plan, label)
+
+    def read_file(self, path: Path, input_shape: Shape, *, threads: int) -> Engine:
+        """See `OnnxBackend.read_file`."""
+        plan, label = load_engine(path)
+        return self.open(plan, label, [input_shape])
 
     def open(self, plan: bytes, label: EngineLabel, input_shapes: Sequence[Shape]) -> TensorRtEngine:
         """Load a built engine onto the GPU.
@@ -292,6 +305,12 @@ class TensorRtProperBackend(TensorRtBackend):
     name = "tensorrt"
     library = "tensorrt"
     install = "pip install onnx tensorrt --extra-index-url https://pypi.nvidia.com"
+
+    def write_file(
+        self, model: bytes, path: Path, input_shape: Shape, *, max_batch: int, gpus: Sequence[str] = ()
+    ) -> None:
+        """See `OnnxBackend.write_file`; for the GPU it is built on, whatever ``gpus`` says of the other flavour."""
+        super().write_file(model, path, input_shape, max_batch=max_batch)
 
     def _open_timing_cache(self, config: Any, cache: Path | None) -> Path | None:
         if cache is None:

@@ -26,6 +26,10 @@ def check_components(config: RunConfig, stages: Collection[str]) -> None:
             registry.preprocess_steps.get(step)
     if "latency" in stages or "export" in stages:
         registry.latency_backends.get(config.latency.backend)
+    if "export" in stages:
+        from glioma_nas.export_formats import check_formats
+
+        check_formats(config.export.formats)
     if "latency" in stages or "search" in stages:
         _check_search(config)
     if "train" in stages:

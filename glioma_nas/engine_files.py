@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glioma_nas.errors import BackendError, StorageError
-from glioma_nas.files import canonical_json, read_json, sha256_bytes, sha256_text, write_bytes, write_json
+from glioma_nas.files import canonical_json, read_bytes, read_json, sha256_bytes, sha256_text, write_bytes, write_json
 from glioma_nas.latency_records import Shape
 
 _logger = logging.getLogger(__name__)
@@ -115,9 +115,7 @@ def load_engine(path: Path) -> tuple[bytes, EngineLabel]:
         )
     except (KeyError, TypeError) as err:
         raise StorageError(f"{label_path(path)}: not the label of an engine ({err!r}); build the engine again") from err
-    if not path.is_file():
-        raise StorageError(f"{path}: no such file; build the engine again")
-    engine = path.read_bytes()
+    engine = read_bytes(path)
     label.require_content(engine)
     return engine, label
 

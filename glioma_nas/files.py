@@ -50,6 +50,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        StorageError: It is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise StorageError(f"{path}: {err.strerror or err}") from err
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace the content of ``path`` with UTF-8 text atomically."""
     write_bytes(path, text.encode("utf-8"))

@@ -10,6 +10,7 @@ import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 
 from glioma_nas import registry
 from glioma_nas.errors import BackendError, did_you_mean
+from glioma_nas.files import read_bytes, write_bytes
 from glioma_nas.latency_devices import cpu_clock_mhz, cpu_name
 from glioma_nas.latency_records import Environment, LatencyRecord, Shape
 from glioma_nas.latency_timing import TOLERANCE, check_runs, summarise, time_until_stable
@@ -165,10 +167,12 @@ class OnnxBackend(LatencyBackend):
     Attributes:
         opset: ONNX operator set of what `prepare` exports.
         symmetric_int8: Whether 8-bit activations must lie symmetrically around zero.
+        file_suffix: Suffix of the engine's own files.
     """
 
     opset: ClassVar[int] = 17
     symmetric_int8: ClassVar[bool] = False
+    file_suffix: ClassVar[str] = ".onnx"
 
     @abstractmethod
     def load(self, model: bytes, input_shapes: Sequence[Shape], *, threads: int) -> Engine:
@@ -185,6 +189,32 @@ class OnnxBackend(LatencyBackend):
         check_shapes(input_shapes)
         model = export_onnx(module, input_shapes, opset=self.opset)
         return self.load(self.convert(model, random_inputs(input_shapes)[0]), input_shapes, threads=threads)
+
+    def write_file(
+        self, model: bytes, path: Path, input_shape: Shape, *, max_batch: int, gpus: Sequence[str] = ()
+    ) -> None:
+        """Write an ONNX model as this engine's own file; needs what builds engines, not what runs them.
+
+        Args:
+            model: Serialised ONNX model with an open batch size.
+            path: With `file_suffix`.
+            input_shape: Shape to be fastest for.
+            max_batch: Largest batch that the engine must accept.
+            gpus: GPU generations to build for; engines on the CPU ignore it.
+
+        Raises:
+            BackendError: What writes it is not installed, or refuses the model.
+        """
+        write_bytes(path, model)
+
+    def read_file(self, path: Path, input_shape: Shape, *, threads: int) -> Engine:
+        """Load what `write_file` wrote.
+
+        Raises:
+            BackendError: See `load`; or the file is of another version of the engine, or damaged.
+            StorageError: The file is missing.
+        """
+        return self.load(read_bytes(path), [input_shape], threads=threads)
 
     def convert(self, model: bytes, images: Array) -> bytes:
         """Return a float32 ONNX model in this backend's precision, as `load` expects it.

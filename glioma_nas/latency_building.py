@@ -13,7 +13,7 @@ from glioma_nas import registry
 from glioma_nas.costs import OperatorSpec
 from glioma_nas.errors import BackendError, did_you_mean
 from glioma_nas.latency_backend import LatencyBackend
-from glioma_nas.latency_records import LatencyTable, Shape
+from glioma_nas.latency_records import Environment, LatencyTable, Shape
 from glioma_nas.progress import Progress, Silent
 
 _logger = logging.getLogger(__name__)
@@ -78,6 +78,19 @@ def build_table(
             table.save(path)
     table.source = str(path)
     return table
+
+
+def take_known(specs: Iterable[OperatorSpec], known: LatencyTable, path: Path, environment: Environment) -> None:
+    """Write those of ``specs`` that another table knows to the table at ``path``, beside what it holds.
+
+    Raises:
+        BackendError: One of the tables was measured elsewhere.
+    """
+    known.require_same_environment(environment)
+    table = LatencyTable.load(path) if path.exists() else LatencyTable(environment)
+    table.merge(LatencyTable(known.environment, {spec: known.record(spec) for spec in specs if spec in known})).save(
+        path
+    )
 
 
 def build_operator(spec: OperatorSpec, space: Any = None) -> tuple[nn.Module, list[Shape]]:

@@ -9,7 +9,9 @@ Reference: METHOD eq. 4-9 prices operators from such a table; Cai et al., Proxyl
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 
 from glioma_nas.costs import OperatorSpec
 from glioma_nas.errors import BackendError, StorageError
-from glioma_nas.files import read_json, write_json
+from glioma_nas.files import read_json, write_json, write_text
 
 FORMAT_VERSION = 1
 
@@ -192,6 +194,15 @@ class LatencyTable:
                 "records": records,
             },
         )
+
+    def save_csv(self, path: Path) -> None:
+        """Write one row for each entry to a CSV file, with the environment in every row."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        rows, environment = self.rows(), dataclasses.asdict(self.environment)
+        writer.writerow([*(rows[0] if rows else ["operator"]), *environment])
+        writer.writerows([*row.values(), *environment.values()] for row in rows)
+        write_text(path, text.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:

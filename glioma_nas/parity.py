@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,20 +32,25 @@ class Parity:
     tumour_px: int
     n_slices: int
 
-    def require(self, limits: ExportConfig, *, engine: str) -> None:
+    def require(self, limits: ExportConfig, *, engine: str, int8: bool = False) -> None:
         """Refuse an engine that is beyond tolerance.
+
+        Args:
+            limits: The tolerances.
+            engine: What to call it in the message.
+            int8: Whether it computes in 8-bit integers: its logits differ anyhow, and its masks may a little.
 
         Raises:
             BackendError: It is; both figures and both limits are named.
         """
+        largest = math.inf if int8 else limits.max_abs_logit_difference
+        least = limits.min_int8_mask_dice if int8 else limits.min_mask_dice
         # Written so that a NaN is refused as well.
-        if not (
-            self.max_abs_logit_difference <= limits.max_abs_logit_difference and self.mask_dice >= limits.min_mask_dice
-        ):
+        if not (self.max_abs_logit_difference <= largest and self.mask_dice >= least):
             raise BackendError(
                 f"{engine} does not compute what PyTorch computes on {self.n_slices} slices: largest logit difference "
-                f"{self.max_abs_logit_difference:.3g} (allowed {limits.max_abs_logit_difference:g}), Dice of the masks "
-                f"{self.mask_dice:.5f} (at least {limits.min_mask_dice:g}); the engine is refused"
+                f"{self.max_abs_logit_difference:.3g} (allowed {largest:g}), Dice of the masks "
+                f"{self.mask_dice:.5f} (at least {least:g}); the engine is refused"
             )
 
 

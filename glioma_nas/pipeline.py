@@ -99,6 +99,11 @@ def _cohort_fingerprint(config: RunConfig) -> dict[str, Any]:
     return {**cohort_fingerprint(config.cohort), "markers": markers}
 
 
+def _calibration_fingerprint(config: RunConfig) -> dict[str, Any] | None:
+    path = config.search.latency_calibration
+    return None if path is None else {"calibration": sha256_file(path) if path.is_file() else None}
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "preprocess",
@@ -121,6 +126,7 @@ STAGES: tuple[Stage, ...] = (
         ("preprocess", "latency"),
         ("search", "device"),
         "glioma_nas.stages.search",
+        _calibration_fingerprint,
     ),
     Stage(
         "train",
@@ -256,7 +262,7 @@ class Pipeline:
             if not self.is_done(_stage(name)):
                 raise StorageError(
                     f"stage '{stage.name}' needs '{name}', which is not done (or out of date) in {self.folder}; "
-                    f"run `glioma-nas {name} CONFIG --out {self.folder}` first, or `glioma-nas run`"
+                    f"run `glioma-nas {command_of(name)} CONFIG --out {self.folder}` first, or `glioma-nas run`"
                 )
         require_writable(self.folder, free_bytes=MIN_FREE_BYTES)
         partial = self.folder / f".{stage.name}.partial"
@@ -308,6 +314,11 @@ class Pipeline:
         if outdated.exists():
             shutil.rmtree(outdated)
         (final / _KEY_FILE).unlink()
+
+
+def command_of(stage: str) -> str:
+    """Return the command that runs a stage alone."""
+    return "latency build" if stage == "latency" else stage
 
 
 def results_of(folder: Path) -> dict[str, Any]:

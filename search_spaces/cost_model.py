@@ -4,7 +4,8 @@ The expectation is exact for independent choices and counts a cell shared by sev
 the last layer, what matters is only which scales the branches occupy in a layer, so a Markov chain over sets of
 scales (seven for three scales) gives the probability that each operator is used. It is differentiable in every weight.
 
-Stem and heads are no choices of the search and cost 0 here: a calibration a·Σ + b of the sum takes them into b.
+Stem and heads cost nothing unless they are asked for: a bare sum over the searched operators is what METHOD eq. 4-9
+speaks of, the latency of a whole network has them in it.
 
 Reference: METHOD §3 (decoupled latency), eq. 4-9.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from glioma_nas.costs import OperatorSpec
 from glioma_nas.errors import ArchitectureError
+from glioma_nas.search_spaces.fixed_parts import head_spec, stem_spec
 from glioma_nas.search_spaces.layout import BRANCHES_LABEL, FROM_FINER, Cell, Layout
 from glioma_nas.search_spaces.plan import NetworkPlan
 
@@ -50,6 +52,7 @@ class CostModel:
         plan: Reads a sample or an architecture.
         skips: Operators that are skip connections.
         fixed: Choices that are not searched, such as the end width, where the weights do not name them.
+        fixed_parts: Add the price of the stem and of the head of the set of branches.
     """
 
     def __init__(
@@ -59,10 +62,18 @@ class CostModel:
         plan: Callable[[Any], NetworkPlan],
         skips: Collection[str],
         fixed: Mapping[str, int],
+        *,
+        fixed_parts: bool = False,
     ) -> None:
         self._layout = layout
         self._plan = plan
         self._fixed = fixed
+        # Price of stem and head, by set of branches and width of the ends, over all widths of the space.
+        self._ends = torch.zeros((len(layout.branch_sets), len(layout.widths)), dtype=torch.float64)
+        if fixed_parts:
+            for (row, name), end in product(enumerate(layout.branch_sets), layout.end_widths):
+                price = float(cost(stem_spec(layout, end))) + float(cost(head_spec(layout, name, end)))
+                self._ends[row, layout.widths.index(end)] = price
         self._costs = {spec: float(cost(spec)) for spec in operator_specs(layout)}
         self._tables: dict[tuple[int, int], Tensor] = {}
         shape = (len(layout.operators), len(layout.widths), len(layout.widths))
@@ -82,7 +93,9 @@ class CostModel:
         Raises:
             ArchitectureError: Not a network of this space.
         """
-        return sum(self._costs[spec] for spec in self._plan(architecture).specs(self._layout))
+        plan, layout = self._plan(architecture), self._layout
+        row, column = list(layout.branch_sets).index(plan.branch_set), layout.widths.index(plan.end_width)
+        return sum(self._costs[spec] for spec in plan.specs(layout)) + float(self._ends[row, column])
 
     def expectation(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the expected cost when every choice is drawn independently.
@@ -103,7 +116,7 @@ class CostModel:
         """
         reader = _Reader(self._layout, weights, self._fixed)
         occupied = self._last_layer(reader)
-        total = torch.zeros((), dtype=reader.dtype)
+        total = reader.of(BRANCHES_LABEL) @ self._ends.to(reader.dtype) @ reader.width(None)
         # The last layer's cells are always used for their keep output.
         total = total + self._layer_cost(
             {Cell(s, self._layout.n_layers): 1 for s in self._layout.scales}, occupied, reader

@@ -27,6 +27,7 @@ from glioma_nas.search_spaces.cost_model import CostModel, operator_specs
 from glioma_nas.search_spaces.decoder import decode, rank
 from glioma_nas.search_spaces.derived_network import DerivedNetwork, check_input
 from glioma_nas.search_spaces.drawing import describe, draw
+from glioma_nas.search_spaces.fixed_parts import FixedParts
 from glioma_nas.search_spaces.heads import AuxiliaryHeads, FusionHead, Stem
 from glioma_nas.search_spaces.layout import BRANCHES_LABEL, FROM_FINER, FROM_SAME, Cell, Layout
 from glioma_nas.search_spaces.network_figures import (
@@ -40,12 +41,7 @@ from glioma_nas.search_spaces.parameter_arrays import weights_from_arrays
 from glioma_nas.search_spaces.plan import NetworkPlan, make_plan
 from glioma_nas.search_spaces.raster_drawing import draw_png
 from glioma_nas.search_spaces.search_memory import SearchMemory, estimate_search_memory
-from glioma_nas.search_spaces.super_kernel import (
-    ActiveWidths,
-    MutationHook,
-    inherit_weights,
-    super_kernel_hook,
-)
+from glioma_nas.search_spaces.super_kernel import ActiveWidths, MutationHook, inherit_weights, super_kernel_hook
 from glioma_nas.search_spaces.supernet import (
     EveryHead,
     InputIndex,
@@ -60,7 +56,7 @@ SPACE_NAME = "nasbranet"
 
 
 @search_spaces.register(SPACE_NAME)
-class NASBraNet(ModelSpace):
+class NASBraNet(FixedParts, ModelSpace):
     """Multi-resolution, multi-branch segmentation space: operators, downsampling positions, widths and branches.
 
     Args:
@@ -346,9 +342,12 @@ class NASBraNet(ModelSpace):
             self._inherit(network, inherit)
         return network
 
-    def cost_model(self, cost: Callable[[OperatorSpec], float], *, architecture: str = "student") -> CostModel:
+    def cost_model(
+        self, cost: Callable[[OperatorSpec], float], *, architecture: str = "student", fixed_parts: bool = False
+    ) -> CostModel:
         """Price networks of this space, and its relaxations, by the sum over their operators; see `CostModel`."""
-        return CostModel(self.layout, cost, self.plan, self._skips, self.fixed_choices.get(architecture, {}))
+        fixed = self.fixed_choices.get(architecture, {})
+        return CostModel(self.layout, cost, self.plan, self._skips, fixed, fixed_parts=fixed_parts)
 
     def operator_specs(self) -> list[OperatorSpec]:
         """Return every operator that a network of this space can contain, once each."""

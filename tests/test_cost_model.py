@@ -34,10 +34,10 @@ def small_space(**options: Any) -> NASBraNet:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_branches", [1, 2])
-def test_expectation_equals_the_average_over_all_samples(n_branches: int) -> None:
+@pytest.mark.parametrize(("n_branches", "fixed_parts"), [(1, False), (1, True), (2, False)])
+def test_expectation_equals_the_average_over_all_samples(n_branches: int, fixed_parts: bool) -> None:
     space = small_space(skip_policy="conv", n_branches=n_branches, operators=("skip", "conv3x3"), widths=(2, 4))
-    model = space.cost_model(price)
+    model = space.cost_model(price, fixed_parts=fixed_parts)
     weights = {label: weight.detach() for label, weight in random_weights(space.layout, n_branches).items()}
     labels = list(space.layout.choices)
     expected = 0.0
@@ -155,3 +155,34 @@ def test_expectation_refuses_missing_or_misshapen_weights() -> None:
     del weights["in_s4_l3"]
     with pytest.raises(ArchitectureError, match="the weights lack 'in_s4_l3'"):
         model.expectation(weights)
+
+
+def test_whole_network_costs_its_stem_and_the_head_of_its_branches() -> None:
+    space = NASBraNet("tiny")
+    parts = {spec.key(): price(spec) for spec in space.fixed_part_specs()}
+    assert len(parts) == 2 + 3 * 2  # a stem for each end width, a head for each of those and each pair of scales
+    bare, whole = space.cost_model(price), space.cost_model(price, fixed_parts=True)
+    for seed in range(5):
+        sample = random_sample(space, seed)
+        end, branches = sample["width_ends"], sample["branches"]
+        stem = next(value for key, value in parts.items() if key.startswith("stem") and f"->{2 * end} " in key)
+        head = parts[f"head_{branches}_4_channels {end}->{space.layout.n_classes} stride 1 32x32"]
+        assert whole.of(sample) - bare.of(sample) == pytest.approx(stem + head)
+
+
+def test_branches_get_a_gradient_from_their_heads() -> None:
+    space = small_space(n_branches=1)
+    weights = random_weights(space.layout, 0)
+    space.cost_model(price, fixed_parts=True).expectation(weights).backward()
+    assert all(weight.grad is not None and float(weight.grad.abs().sum()) > 0 for weight in weights.values())
+
+
+def test_fixed_parts_are_built_with_the_inputs_they_are_measured_with() -> None:
+    space = NASBraNet("tiny")
+    for spec in space.fixed_part_specs():
+        component = space.build_component(spec)
+        assert component is not None
+        inputs = [torch.zeros(shape) for shape in space.component_input_shapes(spec)]
+        side = spec.height // spec.stride
+        assert component.eval()(*inputs).shape == (1, spec.out_channels, side, side), spec.key()
+    assert space.build_component(OperatorSpec("nosuch", 1, 1, 1, 8, 8)) is None

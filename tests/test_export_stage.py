@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -15,15 +19,18 @@ from torch import nn
 
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import BackendError, StorageError
+from glioma_nas.export_formats import check_formats
+from glioma_nas.latency_backend import open_onnx_backend
 from glioma_nas.latency_records import LatencyTable
 from glioma_nas.network_size import network_size
+from glioma_nas.parity import Parity
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Silent
 from glioma_nas.space_building import build_space
 from glioma_nas.stages import export, latency, preprocess
 from glioma_nas.testing.phantoms import write_phantom_cohort
-from glioma_nas.trained_networks import build_network, network_names, weights_path
+from glioma_nas.trained_networks import build_network, load_network, network_names, weights_path
 
 
 def _config(folder: Path, **export_options: Any) -> RunConfig:
@@ -69,8 +76,10 @@ def test_stage_writes_engines_parity_and_latency(run: Path) -> None:
     config = _config(run.parent)
     results = export.run(_context(config, run, "export", "preprocess", "search", "train"))
     files = {path.name for path in (run / "export" / "engines").iterdir()}
-    assert files == {"teacher.onnx", "student.onnx", "monai_unet.onnx", "student_fold1.onnx"}
-    for path in (run / "export" / "engines").iterdir():
+    exported = {"teacher.onnx", "student.onnx", "monai_unet.onnx", "student_fold1.onnx"}
+    assert files == exported | {"student.safetensors", "student.pt2"}
+    for name in exported:
+        path = run / "export" / "engines" / name
         model = onnx.load(path)
         onnx.checker.check_model(model)
         assert [size.dim_param or size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim] == [
@@ -80,7 +89,7 @@ def test_stage_writes_engines_parity_and_latency(run: Path) -> None:
             48,
         ]
     parity = json.loads((run / "export" / "parity.json").read_text())
-    assert set(parity["engines"]) == files
+    assert set(parity["engines"]) == exported | {"student.pt2"}
     for row in parity["engines"].values():
         assert row["max_abs_logit_difference"] <= 1e-3
         assert row["n_slices"] == 4
@@ -137,7 +146,8 @@ def test_latency_stage_measures_every_operator_of_the_space(run: Path) -> None:
     config = _config(run.parent)
     results = latency.run(_context(config, run, "latency"))
     table = LatencyTable.load(run / "latency" / "latency_table.json")
-    specs = set(build_space(config).operator_specs())
+    space = build_space(config)
+    specs = {*space.operator_specs(), *space.fixed_part_specs()}
     assert set(table) == specs
     assert results["entries"] == len(specs)
     assert results["fastest"][0]["median_ms"] <= results["slowest"][0]["median_ms"]
@@ -149,3 +159,89 @@ def test_size_counts_parameters_and_multiplications() -> None:
     size = network_size(nn.Conv2d(3, 5, 3, padding=1), (1, 3, 6, 8))
     assert size.params_m * 1e6 == pytest.approx(9 * 3 * 5 + 5)
     assert size.macs_g * 1e9 == pytest.approx(27 * 5 * 6 * 8)
+
+
+@pytest.mark.slow
+def test_student_is_delivered_in_every_format_that_can_be_written_here(run: Path, tmp_path: Path) -> None:
+    """The delivery of a student; engines for a GPU are built, and said not to be compared where there is none."""
+    formats = ["safetensors", "torch_export", "onnx_int8", "openvino", "tensorrt_rtx"]
+    config = _config(run.parent, formats=formats, min_int8_mask_dice=0.5)
+    context = StageContext(config, tmp_path, {name: run / name for name in ("preprocess", "search", "train")}, Silent())
+    results = export.run(context)
+    folder = tmp_path / "engines"
+    written = {path.name for path in folder.iterdir() if path.name.startswith("student.") or "int8" in path.name}
+    assert written == {
+        *("student.onnx", "student_int8.onnx", "student.xml", "student.bin", "student.pt2", "student.safetensors"),
+        *("student.plan", "student.plan.json"),
+    }
+    parity = json.loads((tmp_path / "parity.json").read_text())
+    for name in ("student.onnx", "student.xml", "student.pt2"):
+        assert parity["engines"][name]["max_abs_logit_difference"] <= 1e-3, name
+    assert parity["engines"]["student_int8.onnx"]["max_abs_logit_difference"] > 0
+    assert "weights alone" in parity["not_compared"]["student.safetensors"]
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in results["not_compared"]["student.plan"]
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert "not a medical device" in card and "| student.xml |" in card and "not compared: weights alone" in card
+    # A batch of three, from files alone: the sizes that were exported are not the only ones that work.
+    batch = torch.randn((3, 2, 48, 48), generator=torch.Generator().manual_seed(0))
+    network = load_network(config, run / "search", run / "train", 0, "student")
+    with torch.no_grad():
+        expected = network(batch)
+        again = torch.export.load(folder / "student.pt2").module()(batch)
+    torch.testing.assert_close(again, expected, atol=1e-4, rtol=1e-4)
+    given = open_onnx_backend("openvino").read_file(folder / "student.xml", (3, 2, 48, 48), threads=1)
+    np.testing.assert_allclose(given.run([batch.numpy()])[0], expected.numpy(), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_bundle_passes_monai_verification_and_loads(run: Path, tmp_path: Path) -> None:
+    from monai.bundle import ConfigParser
+
+    config = _config(run.parent)
+    export.run(
+        StageContext(config, tmp_path, {name: run / name for name in ("preprocess", "search", "train")}, Silent())
+    )
+    bundle = tmp_path / "bundle"
+
+    # The schema beside the metadata exists, so nothing is fetched.
+    command = [sys.executable, "-m", "monai.bundle", "verify_metadata", "--meta_file"]
+    files = [str(bundle / "configs" / "metadata.json"), "--filepath", str(bundle / "configs" / "schema.json")]
+    done = subprocess.run([*command, *files], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "metadata is verified with no error" in done.stdout + done.stderr
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "inference.json")
+    parser["bundle_root"] = str(bundle)
+    image = torch.randn((1, 2, 48, 48), generator=torch.Generator().manual_seed(0))
+    network = load_network(config, run / "search", run / "train", 0, "student")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            parser.get_parsed_content("network_def")(image), network(image), atol=1e-4, rtol=1e-4
+        )
+    meta = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert meta["network_data_format"]["inputs"]["image"]["channel_def"] == {"0": "t1ce", "1": "flair"}
+    del meta["network_data_format"]["outputs"]
+    with pytest.raises(jsonschema.ValidationError, match="'outputs' is a required property"):
+        jsonschema.validate(meta, json.loads((bundle / "configs" / "schema.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        (["onx"], r"unknown format 'onx': did you mean 'onnx'"),
+        (["tensorrt"], r"'tensorrt' cannot be written here: .*pip"),
+    ],
+)
+def test_format_that_cannot_be_written_is_refused_before_anything_runs(formats: list[str], message: str) -> None:
+    if formats == ["tensorrt"] and importlib.util.find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed")
+    with pytest.raises(BackendError, match=message):
+        check_formats(formats)
+
+
+def test_eight_bits_are_judged_by_their_masks_alone() -> None:
+    limits = _config(Path(), min_int8_mask_dice=0.9).export
+    Parity(3.0, 0.95, 9, 2).require(limits, engine="student_int8.onnx", int8=True)
+    with pytest.raises(BackendError, match=r"Dice of the masks 0\.80000 \(at least 0\.9\)"):
+        Parity(3.0, 0.8, 9, 2).require(limits, engine="student_int8.onnx", int8=True)

@@ -134,7 +134,7 @@ def test_damaged_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"is damaged"):
         load_engine(path)
     path.unlink()
-    with pytest.raises(StorageError, match=r"student\.plan: no such file"):
+    with pytest.raises(StorageError, match=r"student\.plan: No such file"):
         load_engine(path)
 
 

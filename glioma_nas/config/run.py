@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -15,6 +15,8 @@ from glioma_nas.config.markers import ClassifyConfig, MarkerConfig
 from glioma_nas.config.search import SearchConfig, TrainConfig
 from glioma_nas.config.section import Section
 from glioma_nas.errors import ConfigError, did_you_mean
+
+_SectionT = TypeVar("_SectionT", bound=Section)
 
 
 class ReportConfig(Section):
@@ -81,7 +83,19 @@ def parse_config(data: Mapping[str, Any], *, source: str, folder: Path) -> RunCo
     paths = {"sheet": config.cohort.sheet, "clinical": config.cohort.clinical}
     paths = {name: (folder / path.expanduser()).resolve() for name, path in paths.items() if path is not None}
     plugins = tuple((folder / plugin.expanduser()).resolve() for plugin in config.plugins)
-    return config.model_copy(update={"cohort": config.cohort.model_copy(update=paths), "plugins": plugins})
+    return config.model_copy(
+        update={
+            "cohort": config.cohort.model_copy(update=paths),
+            "plugins": plugins,
+            "latency": _with_path(config.latency, "shared_table", folder),
+            "search": _with_path(config.search, "latency_calibration", folder),
+        }
+    )
+
+
+def _with_path(section: _SectionT, key: str, folder: Path) -> _SectionT:
+    path = getattr(section, key)
+    return section if path is None else section.model_copy(update={key: (folder / path.expanduser()).resolve()})
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -22,6 +23,9 @@ class SearchConfig(Section):
     batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(0.02, gt=0)
     latency_weight: float = Field(0.01, ge=0, description="λ of eq. 4-11, per millisecond; acts on the student only")
+    latency_calibration: Path | None = Field(
+        None, description="calibration.json of `latency calibrate`; none: the bare sum over the latency table"
+    )
     tumour_slice_fraction: float = Field(0.7, ge=0, le=1, description="share of drawn slices that show tumour")
 
 

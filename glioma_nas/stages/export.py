@@ -1,7 +1,8 @@
 """Write every network as an ONNX engine, prove that it computes what PyTorch does, and time all of them side by side.
 
 RUN/export holds ``engines/<network>.onnx`` (weights of fold 0), ``engines/student_fold<k>.onnx`` for the other folds,
-``parity.json``, ``latency.json`` and ``latency.csv``.
+the student in the other formats that are asked for, ``parity.json``, ``latency.json``, ``latency.csv``,
+``MODEL_CARD.md`` and ``bundle/``, the student as a MONAI bundle.
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig
+from glioma_nas.errors import BackendError
+from glioma_nas.export_formats import ExportRequest, export_file
 from glioma_nas.files import sha256_file, write_bytes, write_json, write_text
 from glioma_nas.latency_backend import Array, open_backend, open_onnx_backend
+from glioma_nas.latency_records import Environment
 from glioma_nas.latency_timing import ratio, summarise, time_engines
+from glioma_nas.model_card import CardFacts, model_card
+from glioma_nas.monai_bundle import write_bundle
 from glioma_nas.network_size import network_size
 from glioma_nas.onnx_export import export_onnx
 from glioma_nas.parity import Parity, compare
@@ -32,6 +39,8 @@ ENGINES_FOLDER = "engines"
 PARITY_FILE = "parity.json"
 LATENCY_FILE = "latency.json"
 LATENCY_TABLE_FILE = "latency.csv"
+CARD_FILE = "MODEL_CARD.md"
+BUNDLE_FOLDER = "bundle"
 PARITY_BACKEND = "onnxruntime"
 TIMED_FOLD = 0
 _REFERENCE = "student"
@@ -62,21 +71,22 @@ def run(context: StageContext) -> dict[str, Any]:
             )
             path = context.folder / ENGINES_FOLDER / file
             found = export_engine(network, images, path, config)
-            parity[file] = {
-                "network": name,
-                "fold": fold,
-                "sha256": sha256_file(path),
-                **{key: _rounded(value) for key, value in dataclasses.asdict(found).items()},
-            }
+            parity[file] = _parity_row(name, fold, path, found)
             if fold == TIMED_FOLD:
                 timed[name] = network
             task.advance()
+    not_compared = _deliver_student(context, cohort, timed[_REFERENCE], parity)
     tolerance = {
         "max_abs_logit_difference": config.export.max_abs_logit_difference,
         "min_mask_dice": config.export.min_mask_dice,
+        "min_int8_mask_dice": config.export.min_int8_mask_dice,
     }
-    write_json(context.folder / PARITY_FILE, {"backend": PARITY_BACKEND, "tolerance": tolerance, "engines": parity})
+    write_json(
+        context.folder / PARITY_FILE,
+        {"backend": PARITY_BACKEND, "tolerance": tolerance, "engines": parity, "not_compared": not_compared},
+    )
     latency = measure_networks(timed, config, context.progress)
+    _describe_student(context, cohort, latency, parity, not_compared)
     write_json(context.folder / LATENCY_FILE, latency)
     write_text(context.folder / LATENCY_TABLE_FILE, latency_csv(latency))
     for name, row in latency["networks"].items():
@@ -86,7 +96,88 @@ def run(context: StageContext) -> dict[str, Any]:
         )
     # The single times stay in the file: a manifest is for reading.
     shown = {name: {k: v for k, v in row.items() if k != "times_ms"} for name, row in latency["networks"].items()}
-    return {"parity": parity, "latency": {**latency, "networks": shown}}
+    return {"parity": parity, "not_compared": not_compared, "latency": {**latency, "networks": shown}}
+
+
+def _deliver_student(
+    context: StageContext, cohort: PreparedCohort, network: nn.Module, parity: dict[str, dict[str, Any]]
+) -> dict[str, str]:
+    """Write the student of the timed fold in the further formats; fill ``parity``, return what was not compared."""
+    config = context.config
+    train, test = (cohort.select(fold) for fold in (cohort.folds.train(TIMED_FOLD), cohort.folds.test(TIMED_FOLD)))
+    request = ExportRequest(
+        network,
+        _shape(config),
+        config.export.opset,
+        config.latency.threads,
+        np.stack(parity_slices(train, config.cohort.sequences, config.export.calibration_slices)),
+        config.export.gpus,
+    )
+    images = parity_slices(test, config.cohort.sequences, config.export.parity_slices)
+    kinds = dict.fromkeys([*config.export.formats, *(["torch_export"] if config.export.bundle else [])])
+    not_compared: dict[str, str] = {}
+    for kind in kinds:
+        if kind == "onnx":
+            continue  # written for every network
+        exported = export_file(request, kind, context.folder / ENGINES_FOLDER / _REFERENCE)
+        name = exported.path.name
+        if exported.engine is None:
+            not_compared[name] = exported.not_compared
+            continue
+        found = compare(network, exported.engine, images)
+        try:
+            found.require(config.export, engine=name, int8=kind == "onnx_int8")
+        except BackendError:
+            exported.path.unlink()
+            raise
+        parity[name] = _parity_row(_REFERENCE, TIMED_FOLD, exported.path, found)
+    return not_compared
+
+
+def _describe_student(
+    context: StageContext,
+    cohort: PreparedCohort,
+    latency: dict[str, Any],
+    parity: dict[str, dict[str, Any]],
+    not_compared: dict[str, str],
+) -> None:
+    config, row = context.config, latency["networks"][_REFERENCE]
+    own = {
+        name: found for name, found in parity.items() if (found["network"], found["fold"]) == (_REFERENCE, TIMED_FOLD)
+    }
+    card = model_card(
+        CardFacts(
+            network=_REFERENCE,
+            architecture=Architecture.load(context.inputs["search"] / f"{_REFERENCE}.json").id,
+            sequences=config.cohort.sequences,
+            image_size_px=config.preprocess.image_size_px,
+            n_train=len({cohort.cases[name].patient_id for name in cohort.folds.train(TIMED_FOLD)}),
+            n_folds=cohort.folds.n,
+            params_m=row["params_m"],
+            macs_g=row["macs_g"],
+            latency={**row, "conditions": Environment(**latency["environment"]).describe()},
+            files={**own, **{name: {"not_compared": reason} for name, reason in not_compared.items()}},
+        )
+    )
+    write_text(context.folder / CARD_FILE, card)
+    if config.export.bundle:
+        write_bundle(
+            context.folder / BUNDLE_FOLDER,
+            program=context.folder / ENGINES_FOLDER / f"{_REFERENCE}.pt2",
+            card=card,
+            name=f"{_REFERENCE} of glioma_nas",
+            sequences=config.cohort.sequences,
+            image_size_px=config.preprocess.image_size_px,
+        )
+
+
+def _parity_row(name: str, fold: int, path: Path, found: Parity) -> dict[str, Any]:
+    return {
+        "network": name,
+        "fold": fold,
+        "sha256": sha256_file(path),
+        **{key: _rounded(value) for key, value in dataclasses.asdict(found).items()},
+    }
 
 
 def export_engine(network: nn.Module, images: Sequence[Array], path: Path, config: RunConfig) -> Parity:

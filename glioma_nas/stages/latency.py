@@ -1,4 +1,7 @@
-"""Measure every operator of the search space on the configured engine: RUN/latency/latency_table.json."""
+"""Measure every operator of the search space on the configured engine: RUN/latency/latency_table.json and .csv.
+
+A table that several runs share (``latency.shared_table``) gives what it knows and gets what is new.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import time
 from typing import Any
 
 from glioma_nas.latency_backend import open_backend
-from glioma_nas.latency_building import build_table
+from glioma_nas.latency_building import build_table, take_known
+from glioma_nas.latency_records import LatencyTable
 from glioma_nas.pipeline import StageContext
 from glioma_nas.space_building import build_space
 
@@ -22,16 +26,20 @@ def run(context: StageContext) -> dict[str, Any]:
         Number of entries, the environment, the fastest and slowest entries, and how long the measuring took.
 
     Raises:
-        BackendError: The engine is missing or refuses an operator, or the half-made table is of another device.
+        BackendError: The engine is missing or refuses an operator; the half-made or shared table is of another device.
     """
     options = context.config.latency
     backend = open_backend(options.backend, options.precision)
     space = build_space(context.config)
+    specs = [*space.operator_specs(), *(space.fixed_part_specs() if hasattr(space, "fixed_part_specs") else [])]
+    path, shared = context.folder / TABLE_FILE, options.shared_table
     started = time.monotonic()
+    if shared is not None and shared.exists():
+        take_known(specs, LatencyTable.load(shared), path, backend.environment(threads=options.threads))
     table = build_table(
-        space.operator_specs(),
+        specs,
         backend,
-        path=context.folder / TABLE_FILE,
+        path=path,
         warmup_runs=options.warmup_runs,
         runs=options.runs,
         max_runs=options.max_runs,
@@ -40,6 +48,9 @@ def run(context: StageContext) -> dict[str, Any]:
         progress=context.progress,
     )
     elapsed_s = time.monotonic() - started
+    table.save_csv(path.with_suffix(".csv"))
+    if shared is not None:
+        (LatencyTable.load(shared).merge(table) if shared.exists() else table).save(shared)
     rows = sorted(table.rows(), key=lambda row: row["median_ms"])
     rounded = [{**row, "median_ms": round(row["median_ms"], 4), "p95_ms": round(row["p95_ms"], 4)} for row in rows]
     context.progress.note(f"latency: {len(table)} operators on {table.environment.describe()}, {elapsed_s:.0f} s")

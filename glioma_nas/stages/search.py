@@ -39,7 +39,7 @@ def run(context: StageContext) -> dict[str, Any]:
     with isolated_torch_rng(seed, "space"):
         space = build_space(config)
     table = LatencyTable.load(context.inputs["latency"] / "latency_table.json")
-    profiler = evaluators.get("latency_table")(space, table)
+    profiler = evaluators.get("latency_table")(space, table, config.search.latency_calibration)
     evaluator = evaluators.get("segmentation")(
         str(context.inputs["preprocess"]),
         config.cohort.sequences,

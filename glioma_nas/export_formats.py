@@ -1,0 +1,176 @@
+"""The files that a trained network is delivered as, each proved to compute what PyTorch computes or refused.
+
+``onnx`` for ONNX Runtime, ``openvino`` (IR), ``tensorrt`` and ``tensorrt_rtx`` (engines), ``torch_export`` (PyTorch's
+own exchange format, without TorchScript), ``safetensors`` (weights alone), ``onnx_int8`` (8-bit integers, calibrated on
+training slices, of batch size 1). The others leave the batch size open. What cannot be run on the machine that exports,
+such as a GPU's engine without a GPU, is marked as not compared, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from glioma_nas.errors import BackendError, did_you_mean
+from glioma_nas.files import atomic_path, write_bytes
+from glioma_nas.latency_backend import Array, Engine, OnnxBackend, open_onnx_backend
+from glioma_nas.model_precision import to_int8
+from glioma_nas.onnx_export import export_onnx
+from glioma_nas.registry import latency_backends
+
+FORMATS = ("onnx", "onnx_int8", "openvino", "tensorrt", "tensorrt_rtx", "torch_export", "safetensors")
+
+MAX_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """A network in one format.
+
+    Attributes:
+        path: The file; what belongs to it lies beside it under the same stem.
+        engine: It, loaded and ready to be compared; none where there is nothing to run or it cannot be run here.
+        not_compared: Why there is no engine.
+    """
+
+    path: Path
+    engine: Engine | None
+    not_compared: str = ""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is to be exported.
+
+    Attributes:
+        network: In evaluation mode, on the CPU.
+        input_shape: (1, C, H, W).
+        opset: ONNX operator set.
+        threads: Threads of the engines it is compared with.
+        calibration: Training slices (N, C, H, W) for ``onnx_int8``.
+        gpus: GPU generations that a ``tensorrt_rtx`` engine is built for.
+    """
+
+    network: nn.Module
+    input_shape: tuple[int, int, int, int]
+    opset: int
+    threads: int
+    calibration: Array
+    gpus: tuple[str, ...]
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Make sure that every format is known and that what writes it is installed.
+
+    Raises:
+        BackendError: One is not; the message holds the pip line.
+    """
+    for kind in formats:
+        if kind not in FORMATS:
+            raise BackendError(f"export.formats: unknown format '{kind}': {did_you_mean(kind, FORMATS)}")
+        if kind in latency_backends.names():
+            backend = latency_backends.get(kind)
+            reason = backend.buildable() if hasattr(backend, "buildable") else backend.available()
+            if reason is not None:
+                raise BackendError(f"export.formats: '{kind}' cannot be written here: {reason}")
+
+
+def export_file(request: ExportRequest, kind: str, stem: Path) -> ExportedFile:
+    """Write a network in one format.
+
+    Args:
+        request: The network.
+        kind: One of `FORMATS`.
+        stem: Path without suffix.
+
+    Raises:
+        BackendError: The format is unknown, what writes it is not installed, or it cannot express the network.
+    """
+    writers: dict[str, Callable[[ExportRequest, Path], ExportedFile]] = {
+        "onnx": _write_onnx,
+        "onnx_int8": _write_int8,
+        "openvino": lambda request, stem: _write_native(request, stem, "openvino"),
+        "tensorrt": lambda request, stem: _write_native(request, stem, "tensorrt"),
+        "tensorrt_rtx": lambda request, stem: _write_native(request, stem, "tensorrt_rtx"),
+        "torch_export": _write_torch_export,
+        "safetensors": _write_safetensors,
+    }
+    check_formats([kind])
+    return writers[kind](request, stem)
+
+
+def _onnx_of(request: ExportRequest) -> bytes:
+    return export_onnx(request.network, [request.input_shape], opset=request.opset, dynamic_batch=True)
+
+
+def _write_onnx(request: ExportRequest, stem: Path) -> ExportedFile:
+    model, path = _onnx_of(request), stem.with_name(stem.name + ".onnx")
+    write_bytes(path, model)
+    return ExportedFile(
+        path, open_onnx_backend("onnxruntime").load(model, [request.input_shape], threads=request.threads)
+    )
+
+
+def _write_int8(request: ExportRequest, stem: Path) -> ExportedFile:
+    # Fixed sizes first: the quantiser leaves operators alone whose shapes it does not know.
+    model = to_int8(export_onnx(request.network, [request.input_shape], opset=request.opset), request.calibration)
+    path = stem.with_name(stem.name + "_int8.onnx")
+    write_bytes(path, model)
+    return ExportedFile(
+        path, open_onnx_backend("onnxruntime").load(model, [request.input_shape], threads=request.threads)
+    )
+
+
+def _write_native(request: ExportRequest, stem: Path, name: str) -> ExportedFile:
+    backend = latency_backends.get(name)()
+    assert isinstance(backend, OnnxBackend)
+    path = stem.with_name(stem.name + backend.file_suffix)
+    backend.write_file(_onnx_of(request), path, request.input_shape, max_batch=MAX_BATCH, gpus=request.gpus)
+    reason = backend.available()
+    if reason is not None:
+        return ExportedFile(path, None, reason)
+    return ExportedFile(path, backend.read_file(path, request.input_shape, threads=request.threads))
+
+
+def _write_torch_export(request: ExportRequest, stem: Path) -> ExportedFile:
+    path = stem.with_name(stem.name + ".pt2")
+    # An example batch of 1 would be taken for a constant.
+    example = torch.zeros((2, *request.input_shape[1:]))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                request.network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
+            )
+    except (RuntimeError, torch._dynamo.exc.TorchDynamoException, ValueError) as err:
+        raise BackendError(f"torch.export refuses the network: {str(err).strip().splitlines()[0]}") from err
+    with atomic_path(path) as temporary:
+        torch.export.save(program, temporary)
+    return ExportedFile(path, _ProgramEngine(torch.export.load(path).module()))
+
+
+def _write_safetensors(request: ExportRequest, stem: Path) -> ExportedFile:
+    from safetensors.torch import save_file
+
+    path = stem.with_name(stem.name + ".safetensors")
+    state = {name: tensor.contiguous() for name, tensor in request.network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+    return ExportedFile(path, None, "weights alone: nothing to run")
+
+
+class _ProgramEngine(Engine):
+    # An exported program, run by PyTorch; compared, never timed.
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        with torch.no_grad():
+            return [np.asarray(self._module(*(torch.from_numpy(array) for array in inputs)).numpy())]
+
+    def call(self) -> None:
+        raise BackendError("an exported program is compared, not timed; time the backend 'torch'")

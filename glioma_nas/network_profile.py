@@ -1,0 +1,128 @@
+"""Where the time of one network goes: its cells timed inside it by the engine's own profiler, beside the table.
+
+An engine fuses operators and names what it made of them after one or several of theirs. The exporter names operators
+by the path of their module (``/s2_l1_keep/body/…``), so a layer belongs to the part of the network that its name holds.
+What belongs to none, such as changes of layout, is listed by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glioma_nas.architecture import Architecture
+from glioma_nas.latency_backend import LatencyBackend
+from glioma_nas.latency_records import Environment, LatencyRecord, LatencyTable
+from glioma_nas.latency_timing import summarise, time_until_stable
+from glioma_nas.onnx_export import OUTPUT_NAME
+
+ELSEWHERE = "layout and others"
+
+
+@dataclass(frozen=True)
+class PartTime:
+    """What one part of a network takes.
+
+    Attributes:
+        part: ``stem``, ``head``, the name of a cell, or what belongs to none.
+        operator: Registered operator of a cell.
+        latency_ms: Inside the network, with the engine's profiler on.
+        share: Of the sum of all parts.
+        table_ms: What the latency table says; none without one.
+    """
+
+    part: str
+    operator: str
+    latency_ms: float
+    share: float
+    table_ms: float | None
+
+
+@dataclass(frozen=True)
+class NetworkProfile:
+    """A network's latency and that of its parts.
+
+    Attributes:
+        latency: The whole network, without a profiler.
+        environment: The conditions.
+        rows: Parts in the order of the network.
+    """
+
+    latency: LatencyRecord
+    environment: Environment
+    rows: tuple[PartTime, ...]
+
+
+def profile_network(
+    space: Any,  # an NNI model space; NNI's classes are untyped
+    architecture: Architecture,
+    backend: LatencyBackend,
+    *,
+    table: LatencyTable | None,
+    runs: int,
+    threads: int,
+) -> NetworkProfile:
+    """Time a network and its parts at batch 1.
+
+    Args:
+        space: The space the architecture is of.
+        architecture: The network.
+        backend: The engine.
+        table: Table of the same engine, for comparison; its times of another engine are refused.
+        runs: Timed calls.
+        threads: Threads inside one operator.
+
+    Raises:
+        BackendError: The engine does not tell what its layers take; the table is of another device or engine.
+    """
+    environment = backend.environment(threads=threads)
+    if table is not None:
+        table.require_same_environment(environment)
+    layout, plan = space.layout, space.plan(architecture)
+    shape = (1, layout.in_channels, layout.image_size_px, layout.image_size_px)
+    engine = backend.prepare(space.derive(architecture), [shape], threads=threads)
+    whole = summarise(time_until_stable(engine, warmup_runs=3, runs=runs), warmup_runs=3, input_shapes=[shape])
+    specs = space.network_specs(architecture)
+    names = ["stem", *(step.name for step in plan.steps), "head"]
+    times = part_times(engine.layer_times_ms(runs), names)
+    operators = ["", *(step.operator for step in plan.steps), ""]
+    total = sum(times.values())
+    rows = [
+        PartTime(
+            name,
+            operator,
+            times.get(name, 0.0),
+            times.get(name, 0.0) / total,
+            table.lookup(spec) if table is not None else None,
+        )
+        for name, operator, spec in zip(names, operators, specs, strict=True)
+    ]
+    if ELSEWHERE in times:
+        rows.append(PartTime(ELSEWHERE, "", times[ELSEWHERE], times[ELSEWHERE] / total, None))
+    return NetworkProfile(whole, environment, tuple(rows))
+
+
+def part_times(layer_times_ms: Mapping[str, float], parts: Collection[str]) -> dict[str, float]:
+    """Add up layer times by the part of the network that a layer's name belongs to.
+
+    A layer made of operators of several parts counts for the first one.
+
+    Args:
+        layer_times_ms: Layer → milliseconds; see `glioma_nas.latency_backend.Engine.layer_times_ms`.
+        parts: Names of the modules that are told apart; the output belongs to ``head``.
+
+    Returns:
+        Part → milliseconds.
+
+    >>> part_times({"/s2_l1_keep/body/0/Conv + /s2_l1_keep/Relu": 2.0, "logits_nchwc": 1.0, "Reorder": 0.5},
+    ...            ["s2_l1_keep", "head"])
+    {'s2_l1_keep': 2.0, 'head': 1.0, 'layout and others': 0.5}
+    """
+    times: dict[str, float] = {}
+    for name, value in layer_times_ms.items():
+        part = next((piece for piece in name.split("/") if piece in parts), None)
+        if part is None:
+            part = "head" if OUTPUT_NAME in name else ELSEWHERE
+        times[part] = times.get(part, 0.0) + value
+    return times

@@ -1,0 +1,126 @@
+"""The commands on latency, as a user types them, on a space that is measured in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from glioma_nas.cli.application import app
+from glioma_nas.errors import BackendError, ConfigError, StorageError
+from glioma_nas.latency_calibration import Calibration
+from glioma_nas.latency_records import LatencyTable
+
+CONFIG = """
+cohort: {sheet: none.csv, sequences: [t1ce, flair]}
+preprocess: {image_size_px: 32, crop_size_px: 32}
+latency: {backend: onnxruntime, threads: 1, warmup_runs: 1, runs: 3, max_runs: 3, shared_table: shared.json}
+search: {space_options: {preset: tiny, operators: [skip, conv3x3]}}
+"""
+
+
+def call(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(item) for item in arguments], standalone_mode=False)
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a latency table."""
+    folder = tmp_path_factory.mktemp("latency")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    call("latency", "build", folder / "tiny.yaml", "--out", folder / "run")
+    return folder
+
+
+@pytest.mark.slow
+def test_build_writes_table_csv_and_the_shared_table(folder: Path) -> None:
+    table = LatencyTable.load(folder / "run" / "latency" / "latency_table.json")
+    rows = (folder / "run" / "latency" / "latency_table.csv").read_text().splitlines()
+    assert len(rows) == len(table) + 1
+    assert "median_ms" in rows[0] and "device" in rows[0]
+    shared = LatencyTable.load(folder / "shared.json")
+    assert {spec: shared.lookup(spec) for spec in shared} == {spec: table.lookup(spec) for spec in table}
+
+
+@pytest.mark.slow
+def test_second_space_takes_what_the_shared_table_knows(folder: Path) -> None:
+    (folder / "more.yaml").write_text(CONFIG.replace("conv3x3]", "conv3x3, zoomed_conv]"))
+    first = LatencyTable.load(folder / "shared.json")
+    call("latency", "build", folder / "more.yaml", "--out", folder / "more")
+    second = LatencyTable.load(folder / "more" / "latency" / "latency_table.json")
+    assert all(second.record(spec) == first.record(spec) for spec in first)
+    assert len(second) > len(first)
+    assert len(LatencyTable.load(folder / "shared.json")) == len(second)
+
+
+@pytest.mark.slow
+def test_show_lists_slowest_first_and_filters(folder: Path, tmp_path: Path) -> None:
+    shown = json.loads(call("latency", "show", folder / "run", "--json", "--csv", tmp_path / "table.csv"))
+    times = [row["median_ms"] for row in shown]
+    assert times == sorted(times, reverse=True)
+    assert (tmp_path / "table.csv").read_text().count("\n") == len(shown) + 1
+    text = call("latency", "show", folder / "run", "--operator", "conv3x3", "--limit", "2")
+    assert "onnxruntime" in text and text.count("conv3x3") == 2
+    with pytest.raises(ConfigError, match="did you mean 'conv3x3'"):
+        call("latency", "show", folder / "run", "--operator", "conv3x4")
+    with pytest.raises(StorageError, match="glioma-nas latency build"):
+        call("latency", "show", tmp_path)
+
+
+@pytest.mark.slow
+def test_merge_joins_tables_and_refuses_those_of_another_engine(folder: Path, tmp_path: Path) -> None:
+    call("latency", "merge", folder / "run", folder / "shared.json", "--out", tmp_path / "both.json")
+    assert len(LatencyTable.load(tmp_path / "both.json")) == len(LatencyTable.load(folder / "shared.json"))
+    other = json.loads((folder / "shared.json").read_text())
+    other["environment"]["backend"] = "openvino"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(BackendError, match="table of another device or engine"):
+        call("latency", "merge", folder / "run", tmp_path / "other.json", "--out", tmp_path / "none.json")
+
+
+@pytest.mark.slow
+def test_calibrate_works_in_portions_and_its_result_can_be_searched_with(folder: Path) -> None:
+    arguments = ("latency", "calibrate", folder / "tiny.yaml", "--out", folder / "run", "--networks", "12")
+    options = ("--held-out", "3", "--runs", "2")
+    assert "1 of 12 networks are measured; run the same command again" in call(*arguments, *options, "--minutes", "0")
+    rows = json.loads(call(*arguments, *options, "--json"))
+    assert [row["n"] for row in rows] == [9, 3, 3]
+    written = folder / "run" / "calibration"
+    assert (written / "calibration.png").stat().st_size > 5000
+    assert Calibration.load(written / "calibration.json").held_out.n == 3
+    text = call("latency", "nni", folder / "tiny.yaml", "--out", folder / "run", "--max-ms", "1e6", "--networks", "2")
+    plain = json.loads(
+        call("latency", "nni", folder / "tiny.yaml", "--out", folder / "run", "--max-ms", "1e6", "--json")
+    )
+    key = f"search.latency_calibration={written / 'calibration.json'}"
+    calibrated = json.loads(
+        call("latency", "nni", folder / "tiny.yaml", "--out", folder / "run", "--max-ms", "1e6", "--json", "--set", key)
+    )
+    assert [row["id"] for row in plain] == [row["id"] for row in calibrated]
+    assert [row["ms"] for row in plain] != [row["ms"] for row in calibrated]
+    assert "filter: {max: 1e+06}" in text
+
+
+@pytest.mark.slow
+def test_nni_says_when_a_bound_leaves_nothing(folder: Path) -> None:
+    arguments = ("latency", "nni", folder / "tiny.yaml", "--out", folder / "run")
+    assert "no network is accepted" in call(*arguments, "--max-ms", "1e-9", "--draws", "20")
+    with pytest.raises(ConfigError, match="no bound is given"):
+        call(*arguments)
+
+
+@pytest.mark.slow
+def test_profile_shows_the_parts_beside_the_table(folder: Path) -> None:
+    call("latency", "nni", folder / "tiny.yaml", "--out", folder / "run", "--max-ms", "1e6", "--networks", "1")
+    record = next((folder / "run" / "latency_nni").glob("*.json"))
+    arguments = ("latency", "profile", folder / "tiny.yaml", "--out", folder / "run", "--architecture", record)
+    rows = json.loads(call(*arguments, "--runs", "3", "--json"))
+    assert rows[0]["part"] == "stem"
+    assert all(row["table ms"] > 0 for row in rows if row["part"] != "layout and others")
+    with pytest.raises(BackendError, match="table of another device or engine"):
+        call(*arguments, "--backend", "openvino")
