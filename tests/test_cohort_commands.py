@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dicom_files import SECRETS, write_patient
 
 from glioma_nas.testing.phantoms import write_phantom_cohort
 
@@ -57,3 +58,15 @@ def test_validate_refuses_what_is_no_cohort_in_one_line(tmp_path: Path) -> None:
     done = cli("cohort", "validate", tmp_path, folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_import_dicom_makes_a_cohort_that_validate_reads(tmp_path: Path) -> None:
+    write_patient(tmp_path / "export")
+    done = cli("cohort", "import-dicom", "export", "--out", "mine", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("10 series, 1 cases, 4 series converted")
+    assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
+    assert (tmp_path / "mine.salt").stat().st_mode & 0o077 == 0
+    assert "P-" in (tmp_path / "mine" / "cohort.csv").read_text()
+    checked = cli("cohort", "validate", "mine", folder=tmp_path)
+    assert checked.stdout.startswith("1 cases, 4 files: 0 errors"), checked.stdout

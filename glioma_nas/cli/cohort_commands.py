@@ -1,4 +1,4 @@
-"""Commands on cohorts: ``cohort validate`` and ``cohort synth``."""
+"""Commands on cohorts: ``cohort validate``, ``import-dicom`` and ``synth``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glioma_nas.cli.application import JsonOption, SetOption, app, load_run_config, shown_progress
+from glioma_nas.cli.application import JsonOption, SetOption, app, complain, load_run_config, shown_progress
 
 if TYPE_CHECKING:
     from glioma_nas.config import CohortConfig
@@ -87,3 +87,58 @@ def _what_to_validate(path: Path, sequences: str | None, override: list[str] | N
     if override:
         raise ConfigError("--set changes keys of a configuration; give the YAML in place of the sheet")
     return CohortConfig(sheet=path.expanduser().resolve()), Demands(named)
+
+
+@cohort_app.command("import-dicom")
+def cohort_import_dicom(
+    source: Annotated[Path, typer.Argument(help="folder, .zip or .tar of DICOM files", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="folder to fill: series.csv, cohort.csv, CASE/SEQUENCE.nii.gz")],
+    salt: Annotated[
+        Path | None, typer.Option("--salt", help="secret of the project, made if absent [default: OUT.salt]")
+    ] = None,
+    keep_ids: Annotated[bool, typer.Option("--keep-ids", help="use PatientID as it is: already pseudonyms")] = False,
+    clinical: Annotated[
+        Path | None, typer.Option("--clinical", help="sheet of labels by PatientID", show_default=False)
+    ] = None,
+    review_only: Annotated[bool, typer.Option("--review-only", help="write series.csv, convert nothing")] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="processes")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn DICOM into a cohort; correct the column 'use' of series.csv and run it again to have it followed."""
+    from glioma_nas.console import print_table
+    from glioma_nas.dicom import import_dicom
+    from glioma_nas.files import require_writable
+    from glioma_nas.privacy.pseudonyms import Pseudonyms, load_salt
+
+    require_writable(out)
+    salt_file = salt if salt is not None else out.resolve().with_name(f"{out.resolve().name}.salt")
+    pseudonyms = None if keep_ids else Pseudonyms(load_salt(salt_file, create=True))
+    with shown_progress() as progress:
+        result = import_dicom(
+            source,
+            out,
+            pseudonyms,
+            clinical=clinical,
+            review_only=review_only,
+            workers=workers,
+            progress=progress,
+        )
+    rows = [
+        [
+            entry.case_id,
+            entry.series.number,
+            entry.use or None,
+            entry.guess.kind,
+            entry.guess.confidence,
+            entry.series.n_images,
+            entry.series.description,
+        ]
+        for entry in result.entries
+    ]
+    title = f"{len(result.entries)} series, {result.n_cases} cases, {result.n_converted} series converted"
+    columns = ["case", "number", "used as", "recognised as", "confidence", "images", "description"]
+    print_table(title, columns, rows, as_json=as_json)
+    for problem in result.problems:
+        complain(f"look: {problem}")
+    if not as_json:
+        typer.echo(out / "series.csv" if review_only else out / "cohort.csv")

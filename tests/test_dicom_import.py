@@ -1,0 +1,266 @@
+"""From an export of DICOM to a cohort: recognition, review, conversion, and nothing that tells who it is."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import tarfile
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from dicom_files import PATIENT, SECRETS, SERIES, write_patient, write_series
+
+from glioma_nas.archives import unpack
+from glioma_nas.cohort import read_cohort
+from glioma_nas.config import CohortConfig
+from glioma_nas.dicom import ImportResult, import_dicom
+from glioma_nas.dicom.sequence_rules import recognise
+from glioma_nas.dicom.series import Series
+from glioma_nas.errors import CohortError, StorageError
+from glioma_nas.privacy.pseudonyms import Pseudonyms
+
+PSEUDONYMS = Pseudonyms(bytes(range(32)))
+
+
+def kinds(result: ImportResult) -> dict[int, str]:
+    return {entry.series.number: entry.guess.kind for entry in result.entries}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    write_patient(folder / "A")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(export: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImportResult]:
+    out = tmp_path_factory.mktemp("imported")
+    return out, import_dicom(export, out, PSEUDONYMS)
+
+
+@pytest.mark.slow
+def test_every_series_is_recognised(imported: tuple[Path, ImportResult]) -> None:
+    _, result = imported
+    assert kinds(result) == {
+        1: "localizer",
+        2: "t1",
+        3: "t1ce",
+        4: "t2",
+        5: "flair",
+        6: "dwi",
+        7: "adc",
+        8: "not-mr",
+        9: "empty",
+        10: "swi",
+    }
+    assert all(entry.guess.confidence == "high" for entry in result.entries if entry.use)
+    assert {entry.use for entry in result.entries} == {"t1", "t1ce", "t2", "flair", ""}
+
+
+@pytest.mark.slow
+def test_import_gives_a_cohort_that_can_be_read(imported: tuple[Path, ImportResult]) -> None:
+    out, result = imported
+    (case,) = read_cohort(CohortConfig(sheet=out)).cases
+    assert (case.age, case.sex, set(case.images)) == (45.0, "M", set(SERIES))
+    assert (result.n_cases, result.n_converted) == (1, 4)
+    image = nib.load(case.images["flair"])
+    assert image.shape == (32, 32, 8)
+    assert np.allclose(np.linalg.norm(image.affine[:3, :3], axis=0), [6.5, 6.5, 6.0])
+
+
+@pytest.mark.slow
+def test_nothing_that_is_written_tells_who_it_is(imported: tuple[Path, ImportResult]) -> None:
+    out, result = imported
+    for path in out.rglob("*"):
+        names = str(path.relative_to(out))
+        content = path.read_bytes() if path.is_file() else b""
+        content = gzip.decompress(content) if path.name.endswith(".gz") else content
+        for secret in SECRETS:
+            assert secret not in names
+            assert secret.encode() not in content, f"{secret} in {path.name}"
+    assert not any(secret in problem for secret in SECRETS for problem in result.problems)
+
+
+@pytest.mark.slow
+def test_oddities_are_told(imported: tuple[Path, ImportResult]) -> None:
+    problems = "\n".join(imported[1].problems)
+    assert "1 empty files were left out" in problems
+    assert "1 files are not DICOM" in problems
+    assert "series 9 holds no images" in problems
+
+
+@pytest.mark.slow
+def test_corrections_are_followed_and_added_columns_stay(export: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    import_dicom(export, out, PSEUDONYMS)
+    sheet = rows_of(out / "series.csv")
+    case_id = sheet[0]["case_id"]
+    for row in sheet:
+        row["use"] = {"4": "", "10": "swi"}.get(row["number"], row["use"])
+    cohort = (out / "cohort.csv").read_text().splitlines()
+    (out / "cohort.csv").write_text(f"{cohort[0]},idh\n{cohort[1]},mutant\n")
+    with (out / "series.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, sheet[0])
+        writer.writeheader()
+        writer.writerows(sheet)
+    again = import_dicom(export, out, PSEUDONYMS)
+    assert again.n_converted == 1
+    assert not (out / case_id / "t2.nii.gz").exists()
+    assert (out / case_id / "swi.nii.gz").exists()
+    (row,) = rows_of(out / "cohort.csv")
+    assert row["idh"] == "mutant" and row["swi"] == f"{case_id}/swi.nii.gz" and "t2" not in row
+    assert import_dicom(export, out, PSEUDONYMS).n_converted == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("use", "T1/../x", "use is 't1/../x'; write t1"),
+        ("use", "flair", "uses two series as flair"),
+        ("case_id", "../up", "cannot name a folder"),
+        ("patient_id", "", "patient_id is empty"),
+    ],
+)
+def test_review_sheet_that_cannot_be_followed_is_refused(
+    export: Path, tmp_path: Path, column: str, value: str, message: str
+) -> None:
+    import_dicom(export, tmp_path, PSEUDONYMS, review_only=True)
+    sheet = rows_of(tmp_path / "series.csv")
+    sheet[1][column] = value
+    with (tmp_path / "series.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, sheet[0])
+        writer.writeheader()
+        writer.writerows(sheet)
+    with pytest.raises(CohortError, match=message):
+        import_dicom(export, tmp_path, PSEUDONYMS, review_only=True)
+
+
+@pytest.mark.slow
+def test_two_studies_are_two_cases_of_one_patient_and_labels_join_by_patient(tmp_path: Path) -> None:
+    for folder, patient in (("one", PATIENT), ("two", PATIENT), ("three", "other")):
+        from pydicom.uid import generate_uid
+
+        write_series(tmp_path / "in" / folder, study=generate_uid(), number=1, patient=patient, **SERIES["flair"])
+    (tmp_path / "labels.csv").write_text(f"PatientID,idh,sex\n{PATIENT},mutant,F\n")
+    result = import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS, clinical=tmp_path / "labels.csv", workers=2)
+    rows = rows_of(tmp_path / "out" / "cohort.csv")
+    assert len(rows) == 3 and len({row["patient_id"] for row in rows}) == 2
+    of_patient = [row for row in rows if row["patient_id"] == PSEUDONYMS.patient(PATIENT)]
+    assert [(row["idh"], row["sex"]) for row in of_patient] == [("mutant", "F")] * 2
+    assert any("1 of 2 patients are not in labels.csv" in problem for problem in result.problems)
+
+
+@pytest.mark.slow
+def test_one_bad_series_never_stops_the_others(export: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(export / "A" / "t1", tmp_path / "in" / "t1")
+    shutil.copytree(export / "A" / "flair", tmp_path / "in" / "flair")
+    for path in sorted((tmp_path / "in" / "flair").iterdir()):
+        path.write_bytes(path.read_bytes()[:-1500])
+    result = import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS)
+    (row,) = rows_of(tmp_path / "out" / "cohort.csv")
+    assert row["t1"] and not row.get("flair")
+    assert any("8 of 8 files are truncated" in problem for problem in result.problems)
+    assert any(": flair: " in problem for problem in result.problems)
+
+
+def test_folder_without_dicom_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("x")
+    with pytest.raises(CohortError, match=r"no DICOM series among 1 files \(1 of another kind"):
+        import_dicom(tmp_path, tmp_path / "out", PSEUDONYMS)
+
+
+def test_description_that_a_spreadsheet_would_run_is_quoted(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", study="1.2.3", number=1, SeriesDescription="=cmd|' /C calc'!A0")
+    import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS, review_only=True)
+    assert rows_of(tmp_path / "out" / "series.csv")[0]["description"].startswith("'=")
+
+
+@pytest.mark.parametrize(
+    ("description", "tr", "te", "ti", "agent", "kind", "confidence"),
+    [
+        ("t1_mpr_sag_p2_iso", 1900, 2.5, 900, False, "t1", "high"),
+        ("t1_mpr_sag_p2_iso_KM", 1900, 2.5, 900, False, "t1ce", "high"),
+        ("Ax T1 FSPGR post GAD", 8, 3, None, False, "t1ce", "high"),
+        ("AX T1 FLAIR", 2500, 9, 900, False, "t1", "high"),
+        ("AX T1", 500, 10, None, True, "t1ce", "medium"),
+        ("AX T1 pre contrast", 500, 10, None, True, "t1", "high"),
+        ("t2_tirm_tra_dark-fluid", 8500, 130, 2440, False, "flair", "high"),
+        ("3D FLAIR SPACE", 5000, 390, 1650, False, "flair", "high"),
+        ("Sag T2 CUBE", 2500, 80, None, False, "t2", "high"),
+        ("AX T2* GRE", 620, 20, None, False, "swi", "high"),
+        ("series 5", 9000, 120, 2500, False, "flair", "medium"),
+        ("AX T2", 9000, 120, 2500, False, "t2", "low"),
+        ("brain", None, None, None, False, "unknown", "low"),
+        ("Perfusion_T2w_DSC", 1500, 30, None, True, "perfusion", "high"),
+        ("TOF 3D multi-slab", 20, 3, None, False, "angiography", "high"),
+    ],
+)
+def test_words_and_times_are_weighed(
+    description: str, tr: float | None, te: float | None, ti: float | None, agent: bool, kind: str, confidence: str
+) -> None:
+    series = Series(
+        "1", "1", "p", description=description, modality="MR", rows=256, columns=256, n_images=24,
+        tr_ms=tr, te_ms=te, ti_ms=ti, has_agent=agent, positions={(0.0, 0.0, float(z)) for z in range(24)},
+    )  # fmt: skip
+    guess = recognise(series)
+    assert (guess.kind, guess.confidence) == (kind, confidence), guess.reason
+
+
+def test_archive_is_imported_like_its_folder(export: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        for path in sorted((export / "A" / "flair").iterdir()):
+            archive.write(path, f"A/{path.name}")
+    result = import_dicom(tmp_path / "export.zip", tmp_path / "out", PSEUDONYMS, review_only=True)
+    assert [entry.use for entry in result.entries] == ["flair"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "..\\evil", "C:\\evil"])
+def test_zip_that_would_write_outside_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    info = zipfile.ZipInfo("placeholder")
+    info.filename = name  # the constructor would mend it
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("good", b"x")
+        archive.writestr(info, b"x")
+    try:
+        with pytest.raises(StorageError, match="would be written outside the folder"):
+            unpack(tmp_path / "bad.zip", tmp_path / "in")
+    finally:
+        assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_tar_with_links_or_devices_is_refused(tmp_path: Path, kind: bytes) -> None:
+    (tmp_path / "in").mkdir()
+    member = tarfile.TarInfo("scan.dcm")
+    member.type, member.linkname = kind, "/etc/passwd"
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as archive:
+        archive.addfile(member)
+    with pytest.raises(StorageError, match="is a link or device"):
+        unpack(tmp_path / "bad.tar.gz", tmp_path / "in")
+    assert not list((tmp_path / "in").iterdir())
+
+
+def test_zip_that_understates_a_size_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb", bytes(5_000_000))
+    raw = (tmp_path / "bad.zip").read_bytes()
+    (tmp_path / "bad.zip").write_bytes(raw.replace((5_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    with pytest.raises(StorageError):
+        unpack(tmp_path / "bad.zip", tmp_path / "in")
+    assert sum(path.stat().st_size for path in (tmp_path / "in").rglob("*")) <= 5_000_000
+    (tmp_path / "half.zip").write_bytes(raw[:200])
+    with pytest.raises(StorageError, match="damaged or protected archive"):
+        unpack(tmp_path / "half.zip", tmp_path / "in")
