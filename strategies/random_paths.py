@@ -93,7 +93,7 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
             slot=self.relaxation_slot,
             architecture=parameters,
             paths=self.paths,
-            gradient_clip=self.gradient_clip,
+            gradient_clip=self.settings.gradient_clip,
         )
 
     def _choose(self) -> None:
