@@ -66,6 +66,10 @@ class SearchError(GliomaNasError):
     """Report a search that ended without a network that keeps the user's limits."""
 
 
+class ExperimentError(GliomaNasError):
+    """Report an NNI experiment that is missing, cannot be started safely, or failed."""
+
+
 class DivergedError(GliomaNasError):
     """Report a training run whose loss stopped being a finite number."""
 

@@ -94,12 +94,12 @@ def construct(factory: Any, options: dict[str, Any], *, where: str, **fixed: Any
         culprit = next((name for name in options if f"unexpected keyword argument '{name}'" in str(err)), None)
         if culprit is None:
             raise
-        allowed = _options_of(factory) - set(fixed)
+        allowed = options_of(factory) - set(fixed)
         hint = did_you_mean(culprit, allowed) if allowed else "the component does not say which it has."
         raise ConfigError(f"{where}: unknown option '{culprit}': {hint}") from err
 
 
-def _options_of(factory: Any) -> set[str]:
+def options_of(factory: Any) -> set[str]:
     """Return the names of a component's keyword arguments, through the wrappers NNI puts round constructors."""
     initialiser = getattr(factory, "_init_wrapped", factory)
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

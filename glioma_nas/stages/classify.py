@@ -86,7 +86,7 @@ def build_evaluators(config: RunConfig, marker: MarkerConfig) -> dict[str, Marke
         UnknownNameError: No classifier has that name.
         ConfigError: It does not take an option, or not those sequences.
     """
-    settings = _settings(config.classify, marker)
+    settings = classifier_settings(config.classify, marker)
     return {
         name: build_evaluator(name, settings, marker.options if name == marker.classifier else {})
         for name in dict.fromkeys((marker.classifier, BASELINE))
@@ -119,7 +119,8 @@ def _plan(context: StageContext, cohort: PreparedCohort, name: str, marker: Mark
     return _Plan(name, marker, evaluators, labels, cases, len(everyone) - len(known), lacking)
 
 
-def _settings(config: ClassifyConfig, marker: MarkerConfig) -> ClassifierSettings:
+def classifier_settings(config: ClassifyConfig, marker: MarkerConfig) -> ClassifierSettings:
+    """Return what a marker's classifier is told."""
     return ClassifierSettings(
         sequences=marker.sequences,
         epochs=config.epochs,

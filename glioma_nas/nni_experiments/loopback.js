@@ -1,0 +1,158 @@
+// Loaded into NNI's Node processes before their own code (node --require). NNI 3.0 serves its REST interface and its
+// web UI on every network interface without asking who is there, serves any file the user can read, and executes what
+// is posted to it. Here it listens on the loopback address, and answers only its own user and only requests that name it.
+//
+// GLIOMA_NAS_NNI_HOST: address to answer at, 127.0.0.1 unless set; at another one, anybody who reaches it is served.
+'use strict';
+
+const net = require('net');
+const http = require('http');
+const fs = require('fs');
+const Module = require('module');
+
+const script = process.argv[1] || '';
+
+// NODE_OPTIONS reaches every Node program that the user starts from the same shell; only NNI's are meant.
+if (script.includes('nni_node')) {
+    const host = process.env.GLIOMA_NAS_NNI_HOST || '127.0.0.1';
+    const loopback = host.startsWith('127.') || host === '::1';
+    if (loopback) {
+        bindTo(host);
+        refuseOtherUsers();
+        refuseOtherNames();
+    } else {
+        // NNI's own parts talk to each other through localhost, so it must listen there as well.
+        bindTo(host.includes(':') ? '::' : '0.0.0.0');
+        acceptAt(host);
+    }
+    keepEarlyStop();
+}
+
+function bindTo(address) {
+    const listen = net.Server.prototype.listen;
+    net.Server.prototype.listen = function (...args) {
+        const first = args[0];
+        if (first !== null && typeof first === 'object') {
+            if (first.port !== undefined) {
+                args[0] = { ...first, host: address };
+            }
+            return listen.apply(this, args);
+        }
+        const isPath = typeof first === 'string' && Number.isNaN(Number(first));
+        if (isPath) {
+            return listen.apply(this, args);
+        }
+        const callback = args.find((item) => typeof item === 'function');
+        const options = { port: typeof first === 'function' || first === undefined ? 0 : Number(first), host: address };
+        const backlog = args.slice(1).find((item) => typeof item === 'number');
+        if (backlog !== undefined) {
+            options.backlog = backlog;
+        }
+        return callback ? listen.call(this, options, callback) : listen.call(this, options);
+    };
+}
+
+function acceptAt(address) {
+    const emit = net.Server.prototype.emit;
+    net.Server.prototype.emit = function (event, socket, ...rest) {
+        if (event === 'connection' && socket instanceof net.Socket && socket.localAddress !== undefined) {
+            const local = socket.localAddress.replace(/^::ffff:/, '');
+            if (local !== address && local !== '::1' && !local.startsWith('127.') && address !== '0.0.0.0') {
+                socket.destroy();
+                return true;
+            }
+        }
+        return emit.call(this, event, socket, ...rest);
+    };
+}
+
+// Any user of a shared machine can connect to a loopback port. The kernel knows whose the other end is.
+function refuseOtherUsers() {
+    if (process.platform !== 'linux') {
+        return;
+    }
+    const own = process.getuid();
+    const emit = net.Server.prototype.emit;
+    net.Server.prototype.emit = function (event, socket, ...rest) {
+        if (event === 'connection' && socket instanceof net.Socket && socket.remotePort !== undefined) {
+            const user = userOf(socket.remotePort, socket.localPort);
+            if (user !== own && user !== 0) {
+                socket.destroy();
+                return true;
+            }
+        }
+        return emit.call(this, event, socket, ...rest);
+    };
+}
+
+function userOf(theirPort, ourPort) {
+    const hex = (port) => port.toString(16).toUpperCase().padStart(4, '0');
+    for (const table of ['/proc/net/tcp', '/proc/net/tcp6']) {
+        let text;
+        try {
+            text = fs.readFileSync(table, 'utf8');
+        } catch (error) {
+            continue;
+        }
+        for (const line of text.split('\n').slice(1)) {
+            const columns = line.trim().split(/\s+/);
+            if (columns.length > 7 && columns[1].endsWith(':' + hex(theirPort))
+                && columns[2].endsWith(':' + hex(ourPort))) {
+                return Number(columns[7]);
+            }
+        }
+    }
+    return null;
+}
+
+// A web page that the user visits can make the browser send requests to loopback ports: under a name of its own that
+// resolves to 127.0.0.1, or from its own origin. Both show in the headers.
+function refuseOtherNames() {
+    const emit = http.Server.prototype.emit;
+    http.Server.prototype.emit = function (event, request, response, ...rest) {
+        if ((event === 'request' || event === 'upgrade') && !isLocal(request.headers)) {
+            if (event === 'request') {
+                response.writeHead(403, { 'Content-Type': 'text/plain' });
+                response.end('refused: this NNI experiment answers to localhost only\n');
+            } else {
+                response.destroy();
+            }
+            return true;
+        }
+        return emit.call(this, event, request, response, ...rest);
+    };
+}
+
+function isLocal(headers) {
+    const names = ['localhost', '127.0.0.1', '[::1]'];
+    const nameOf = (authority) => (authority || '').toLowerCase().replace(/:\d+$/, '');
+    if (!names.includes(nameOf(headers.host))) {
+        return false;
+    }
+    if (headers.origin === undefined) {
+        return true;
+    }
+    const match = /^https?:\/\/(.+)$/.exec(headers.origin);
+    return match !== null && names.includes(nameOf(match[1]));
+}
+
+// NNI 3.0 notes that an assessor stopped a trial only after the trial has ended, so that it shows as canceled by the
+// user (training_service/v3/compat.js, cancelTrialJob).
+function keepEarlyStop() {
+    const load = Module._load;
+    Module._load = function (request, ...rest) {
+        const loaded = load.call(this, request, ...rest);
+        if (/(^|\/)v3\/compat$/.test(request) && loaded.V3asV1 && !loaded.V3asV1.earlyStopKept) {
+            const service = loaded.V3asV1;
+            service.earlyStopKept = true;
+            const cancel = service.prototype.cancelTrialJob;
+            service.prototype.cancelTrialJob = async function (trialId, isEarlyStopped) {
+                if (this.trialJobs[trialId]) {
+                    this.trialJobs[trialId].isEarlyStopped = Boolean(isEarlyStopped);
+                }
+                return cancel.call(this, trialId, isEarlyStopped);
+            };
+        }
+        return loaded;
+    };
+}

@@ -1,0 +1,111 @@
+"""Keep NNI's web server off the network: the script that Node loads first, the check of what listens, the guard.
+
+NNI 3.0 listens on every interface, asks for no password, serves any file of the user and runs what is posted to it.
+``loopback.js`` closes that door inside Node; `exposed_addresses` looks from outside whether it is closed.
+
+A configuration file cannot pass anything to the Node process, so plain ``nnictl create`` is only as safe as its
+environment. `install_guard` writes one line into site-packages that sets ``NODE_OPTIONS`` for every Python process of
+that environment, ``nnictl`` included.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from glioma_nas.errors import ConfigError
+from glioma_nas.files import write_text
+
+PRELOAD = Path(__file__).with_name("loopback.js")
+LOOPBACK = "127.0.0.1"
+HOST_VARIABLE = "GLIOMA_NAS_NNI_HOST"
+GUARD_FILE = "glioma_nas_nni_loopback.pth"
+
+
+def guarded_environment(environment: Mapping[str, str], *, host: str = LOOPBACK) -> dict[str, str]:
+    """Return ``environment`` with what makes NNI's Node processes listen on ``host`` only.
+
+    Raises:
+        ConfigError: ``host`` is no IP address.
+    """
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(f"host '{host}': give an IP address, for example {LOOPBACK}") from None
+    return {
+        **environment,
+        "NODE_OPTIONS": _with_preload(environment.get("NODE_OPTIONS", "")),
+        HOST_VARIABLE: host,
+    }
+
+
+def exposed_addresses(pid: int) -> list[str]:
+    """List where a process and its children listen beyond the loopback address, as ``address:port``."""
+    try:
+        root = psutil.Process(pid)
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+    found = []
+    for process in processes:
+        try:
+            connections = process.net_connections(kind="inet")
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        found += [
+            f"{item.laddr.ip}:{item.laddr.port}"
+            for item in connections
+            if item.status == psutil.CONN_LISTEN and not ipaddress.ip_address(item.laddr.ip).is_loopback
+        ]
+    return sorted(set(found))
+
+
+def install_guard(folder: Path | None = None) -> Path:
+    """Make every Python process of this environment start NNI on the loopback address only, plain ``nnictl`` too.
+
+    Args:
+        folder: site-packages of the environment; none for this one's.
+
+    Returns:
+        The file written; deleting it undoes this.
+    """
+    path = (folder or _site_packages()) / GUARD_FILE
+    # A line that starts with "import" is executed by site.py at start-up; it must stay a single cheap one.
+    option = _option()
+    write_text(
+        path,
+        "import os; o = os.environ.get('NODE_OPTIONS', ''); "
+        f"os.environ['NODE_OPTIONS'] = o if {option!r} in o else ({option!r} + ' ' + o).strip()\n",
+    )
+    return path
+
+
+def remove_guard(folder: Path | None = None) -> bool:
+    """Undo `install_guard`; tells whether there was anything to undo."""
+    path = (folder or _site_packages()) / GUARD_FILE
+    existed = path.is_file()
+    path.unlink(missing_ok=True)
+    return existed
+
+
+def is_guarded() -> bool:
+    """Tell whether NNI started from this process without our launcher would be guarded."""
+    return _option() in os.environ.get("NODE_OPTIONS", "")
+
+
+def _with_preload(options: str) -> str:
+    return options if _option() in options else f"{_option()} {options}".strip()
+
+
+def _option() -> str:
+    path = str(PRELOAD)
+    return f'--require "{path}"' if " " in path else f"--require {path}"
+
+
+def _site_packages() -> Path:
+    return Path(sysconfig.get_paths()["purelib"])

@@ -1,0 +1,401 @@
+"""Start, find, resume and stop the NNI manager, the Node process behind the web UI of one experiment.
+
+The order is what makes it safe: the process starts with the loopback script, its sockets are looked at, and only then
+does it get the experiment and may run anything.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+import sqlite3
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from glioma_nas.errors import ConfigError, ExperimentError, StorageError
+from glioma_nas.nni_experiments.experiment_folder import CONFIG_FILE, EXPERIMENTS_FOLDER
+from glioma_nas.nni_experiments.loopback import LOOPBACK, exposed_addresses, guarded_environment
+
+_logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 60.0
+MIN_FREE_BYTES = 500_000_000
+"""NNI's records, every trial's output and one checkpoint for each running trial."""
+
+_FIRST_PORT = 8080
+_CONTROL_CHANNEL_PLATFORMS = ("remote", "hybrid", "kubeflow", "frameworkcontroller", "openpai", "adl")
+
+
+@dataclass(frozen=True)
+class RunningExperiment:
+    """A manager that was started.
+
+    Attributes:
+        id: NNI's id of the experiment.
+        port: Port of the web UI.
+        pid: Process id of the manager.
+        host: Address it listens on.
+    """
+
+    id: str
+    port: int
+    pid: int
+    host: str = LOOPBACK
+
+    @property
+    def url(self) -> str:
+        """Address of the web UI."""
+        return f"http://{self.host}:{self.port}"
+
+    def status(self) -> str:
+        """Return NNI's word: RUNNING, NO_MORE_TRIAL, DONE, ERROR, STOPPING …; ``DEAD`` when nobody answers."""
+        from nni.experiment import rest
+
+        try:
+            return str(rest.get(self.port, "/check-status")["status"])
+        except OSError:
+            return "DEAD"
+
+    def trials(self) -> list[dict[str, Any]]:
+        """Return the trials as NNI's REST interface describes them.
+
+        Raises:
+            ExperimentError: The manager does not answer.
+        """
+        from nni.experiment import rest
+
+        try:
+            return list(rest.get(self.port, "/trial-jobs"))
+        except OSError as err:
+            raise ExperimentError(
+                f"experiment {self.id}: the NNI manager does not answer; `glioma-nas nni resume {self.id}` continues it"
+            ) from err
+
+
+def create(config_file: Path, *, port: int | None = None, host: str = LOOPBACK) -> RunningExperiment:
+    """Start a new experiment.
+
+    Args:
+        config_file: ``config.yml``, or the folder that holds it.
+        port: Port of the web UI; none for the first free one from 8080.
+        host: Address to listen on.
+
+    Raises:
+        ConfigError: The configuration or the search space is at fault.
+        StorageError: The disk is nearly full.
+        ExperimentError: The port is taken, the manager does not start, or it listens where it must not.
+    """
+    from nni.experiment.management import generate_experiment_id
+
+    config = load_nni_config(config_file)
+    return _start("create", generate_experiment_id(), config, port=port, host=host)
+
+
+def resume(experiment_id: str, *, port: int | None = None, host: str = LOOPBACK) -> RunningExperiment:
+    """Continue an experiment that was stopped or whose manager died, on a fresh port.
+
+    What a dead manager left running is ended first; interrupted trials continue from their checkpoints.
+
+    Raises:
+        ExperimentError: No such experiment, it is running, or see `create`.
+        StorageError: Its records are damaged or the disk is nearly full.
+    """
+    from nni.experiment.config import ExperimentConfig
+
+    record = find(experiment_id)
+    if is_alive(record):
+        raise ExperimentError(f"experiment {experiment_id} is running at port {record['port']}; nothing to resume")
+    end_leftovers(experiment_id)
+    config = ExperimentConfig(**_stored_config(experiment_id, Path(record["logDir"])))
+    return _start("resume", experiment_id, config, port=port, host=host)
+
+
+def stop(experiment_id: str) -> None:
+    """Stop an experiment with its trials; finished trials and checkpoints stay.
+
+    Raises:
+        ExperimentError: No such experiment.
+    """
+    record = find(experiment_id)
+    if is_alive(record):
+        manager = psutil.Process(int(record["pid"]))
+        manager.terminate()
+        try:
+            manager.wait(timeout=STOP_TIMEOUT_S)
+        except psutil.TimeoutExpired:
+            _logger.warning("experiment %s does not stop by itself and is killed", experiment_id)
+            manager.kill()
+            manager.wait(timeout=STOP_TIMEOUT_S)
+    end_leftovers(experiment_id)
+    _mark_stopped(experiment_id)
+
+
+def records() -> list[dict[str, Any]]:
+    """Return NNI's list of this user's experiments, newest first."""
+    from nni.tools.nnictl.config_utils import Experiments
+
+    known = Experiments().get_all_experiments().values()
+    return sorted((dict(item) for item in known), key=lambda item: item["startTime"], reverse=True)
+
+
+def find(experiment_id: str) -> dict[str, Any]:
+    """Return one experiment of `records`; ``latest`` for the newest, or the folder that it was created from.
+
+    Raises:
+        ExperimentError: There is none.
+    """
+    known = records()
+    if experiment_id == "latest" and known:
+        return known[0]
+    folder = Path(experiment_id).resolve()
+    for item in known:
+        if item["id"] == experiment_id or Path(item["logDir"]) == folder / EXPERIMENTS_FOLDER:
+            return item
+    listed = ", ".join(item["id"] for item in known[:5]) or "none"
+    raise ExperimentError(f"no NNI experiment '{experiment_id}'; the latest are: {listed}")
+
+
+def is_alive(record: dict[str, Any]) -> bool:
+    """Tell whether the manager of an experiment runs: its process, not another one that got its number since."""
+    try:
+        process = psutil.Process(int(record["pid"]))
+        return process.status() != psutil.STATUS_ZOMBIE and record["id"] in process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied, KeyError, TypeError, ValueError):
+        return False
+
+
+def running(record: dict[str, Any]) -> RunningExperiment:
+    """Return the handle of an experiment of `records`."""
+    return RunningExperiment(str(record["id"]), int(record["port"]), int(record["pid"]))
+
+
+def load_nni_config(config_file: Path) -> Any:  # NNI's ExperimentConfig, which is untyped
+    """Read and check ``config.yml`` and the search space it names.
+
+    Raises:
+        ConfigError: A file is missing or no YAML or JSON, or NNI refuses what is in it.
+    """
+    import yaml
+    from nni.common.hpo_utils import validate_search_space
+    from nni.experiment.config import ExperimentConfig
+
+    path = config_file / CONFIG_FILE if config_file.is_dir() else config_file
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; write one with `glioma-nas nni config`")
+    try:
+        config = ExperimentConfig.load(path).canonical_copy()
+    except (ValueError, TypeError, AttributeError, AssertionError, KeyError, OSError, yaml.YAMLError) as err:
+        raise ConfigError(f"{path}: NNI cannot use it: {' '.join(str(err).split()) or type(err).__name__}") from err
+    try:
+        validate_search_space(config.search_space, raise_exception=True)
+        _refuse_empty_choices(config.search_space)
+    except (ValueError, TypeError, AttributeError, KeyError) as err:
+        raise ConfigError(f"{path}: the search space is malformed: {' '.join(str(err).split())}") from err
+    return config
+
+
+def _refuse_empty_choices(search_space: dict[str, Any]) -> None:
+    if not search_space:
+        raise ValueError("it holds no hyper-parameter")
+    for name, item in search_space.items():
+        if item["_type"] == "choice" and not item["_value"]:
+            raise ValueError(f"'{name}' has nothing to choose from")
+
+
+def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, host: str) -> RunningExperiment:
+    from nni.experiment import rest
+    from nni.experiment.launcher import NniManagerArgs
+    from nni.tools.nnictl.config_utils import Experiments
+
+    working = Path(config.experiment_working_directory)
+    working.mkdir(parents=True, exist_ok=True)
+    _require_disk(working)
+    arguments = NniManagerArgs(action, experiment_id, config, 0, False, False, None, None)
+    needs = 2 if arguments.mode in _CONTROL_CHANNEL_PLATFORMS else 1
+    arguments.port = _free_port(needs) if port is None else _checked_port(port, needs)
+    process = _spawn(arguments, working / experiment_id / "log", host)
+    try:
+        _wait_until_up(process, arguments.port, working / experiment_id / "log")
+        _refuse_exposure(process.pid, host)
+        Experiments().add_experiment(
+            experiment_id,
+            arguments.port,
+            int(time.time() * 1000),
+            arguments.mode,
+            config.experiment_name,
+            pid=process.pid,
+            logDir=str(working),
+        )
+        rest.post(arguments.port, "/experiment", config.json())
+        _refuse_exposure(process.pid, host)
+    except BaseException as err:
+        process.kill()
+        process.wait()
+        end_leftovers(experiment_id)
+        if action == "create":
+            Experiments().remove_experiment(experiment_id)
+        if isinstance(err, OSError):
+            reason = _last_line(working / experiment_id / "log", err)
+            raise ExperimentError(f"experiment {experiment_id}: NNI refused to start it: {reason}") from err
+        raise
+    return RunningExperiment(experiment_id, arguments.port, process.pid, host)
+
+
+def _spawn(arguments: Any, log: Path, host: str) -> subprocess.Popen[bytes]:
+    import nni_node
+
+    folder = Path(next(iter(nni_node.__path__)))
+    command = [str(folder / "node"), "--max-old-space-size=4096", str(folder / "main.js")]
+    command += arguments.to_command_line_args()
+    log.mkdir(parents=True, exist_ok=True)
+    with (log / "nnictl_stdout.log").open("a") as out, (log / "nnictl_stderr.log").open("a") as err:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            cwd=folder,
+            env=guarded_environment(os.environ, host=host),
+            start_new_session=True,  # Ctrl-C in the terminal stops the command that waits, not the experiment
+        )
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ExperimentError(f"the NNI manager ended at once: {_last_line(log, 'no message')}")
+        if _answers(port):
+            return
+        time.sleep(0.2)
+    raise ExperimentError(f"the NNI manager did not answer at port {port} within {START_TIMEOUT_S:.0f} s; see {log}")
+
+
+def _answers(port: int) -> bool:
+    """Tell whether NNI's interface is up: until then another server at the same port answers with plain text."""
+    import requests
+    from nni.experiment import rest
+
+    try:
+        return _listens(port) and "status" in rest.get(port, "/check-status")
+    except requests.RequestException:
+        return False
+
+
+def _refuse_exposure(pid: int, host: str) -> None:
+    if not ipaddress.ip_address(host).is_loopback:
+        return  # the user asked for it, and said yes
+    exposed = exposed_addresses(pid)
+    if exposed:
+        raise ExperimentError(
+            f"refused: NNI listens on {', '.join(exposed)}, where anyone who reaches it can run commands as you; "
+            "it was stopped"
+        )
+
+
+def _require_disk(folder: Path) -> None:
+    import shutil
+
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        raise StorageError(
+            f"{folder}: disk nearly full, {free / 1e6:.0f} MB free of {MIN_FREE_BYTES / 1e6:.0f} MB that an experiment "
+            "needs at least; free space or write the experiment to another disk"
+        )
+
+
+def _free_port(count: int) -> int:
+    for port in range(_FIRST_PORT, 65536 - count):
+        if all(_is_free(port + offset) for offset in range(count)):
+            return port
+    raise ExperimentError("no free port between 8080 and 65535")
+
+
+def _checked_port(port: int, count: int) -> int:
+    for number in range(port, port + count):
+        if not _is_free(number):
+            raise ExperimentError(f"port {number} is taken; choose another with --port, or leave it out")
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # A server that has just ended leaves the port in TIME_WAIT, which does not keep NNI from listening.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except (OSError, OverflowError):
+            return False
+    return not _listens(port)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def end_leftovers(experiment_id: str) -> None:
+    """End the trials and the dispatcher of an experiment whose manager is gone."""
+    found = [process for process in psutil.process_iter() if _belongs_to(process, experiment_id)]
+    for process in found:
+        _quietly(process.terminate)
+    _, alive = psutil.wait_procs(found, timeout=5)
+    for process in alive:
+        _quietly(process.kill)
+    psutil.wait_procs(alive, timeout=5)
+
+
+def _belongs_to(process: psutil.Process, experiment_id: str) -> bool:
+    try:
+        environment = process.environ()
+        # Trials carry the id itself, the dispatcher the folder of its log.
+        logs = Path(environment.get("NNI_LOG_DIRECTORY", "/")).parts
+        own = process.pid == os.getpid() or process.pid == os.getppid()
+        return not own and (environment.get("NNI_EXP_ID") == experiment_id or experiment_id in logs)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _quietly(action: Any) -> None:
+    try:
+        action()
+    except psutil.NoSuchProcess:
+        _logger.debug("a leftover process ended by itself")
+
+
+def _mark_stopped(experiment_id: str) -> None:
+    from nni.tools.nnictl.config_utils import Experiments
+
+    experiments = Experiments()
+    experiments.update_experiment(experiment_id, "status", "STOPPED")
+    experiments.update_experiment(experiment_id, "endTime", int(time.time() * 1000))
+
+
+def _stored_config(experiment_id: str, folder: Path) -> dict[str, Any]:
+    from nni.tools.nnictl.config_utils import Config
+
+    try:
+        return dict(Config(experiment_id, str(folder)).get_config())
+    except (sqlite3.Error, TypeError, ValueError) as err:
+        raise StorageError(
+            f"experiment {experiment_id}: its records in {folder / experiment_id / 'db'} cannot be read ({err}); "
+            "create the experiment again: its trials find their results by hyper-parameters"
+        ) from err
+
+
+def _last_line(log: Path, otherwise: object) -> str:
+    for name in ("nnictl_stderr.log", "nnimanager.log"):
+        path = log / name
+        lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+        if lines:
+            return lines[-1]
+    return str(otherwise)

@@ -1,0 +1,130 @@
+"""What experiments are doing: the table of `nni status`, and waiting for one to end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glioma_nas.errors import ExperimentError
+from glioma_nas.nni_experiments.manager import RunningExperiment, is_alive, records, running
+from glioma_nas.progress import Progress
+
+POLL_S = 2.0
+STDERR_FILE = "trial.stderr"
+_OVER = ("DONE", "STOPPED")
+_ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
+
+
+def overview() -> list[dict[str, Any]]:
+    """Describe every experiment of this user, newest first; of one that does not run, only that."""
+    rows = []
+    for record in records():
+        row: dict[str, Any] = {
+            "id": record["id"],
+            "name": record["experimentName"],
+            "state": "STOPPED" if record["status"] == "STOPPED" else "DEAD, resume it",
+            **dict.fromkeys(("trials", "succeeded", "failed", "running", "best"), None),
+            "url": None,
+        }
+        if is_alive(record):
+            experiment = running(record)
+            row |= {"state": experiment.status(), "url": experiment.url}
+            if row["state"] != "DEAD":
+                row |= _counts(experiment.trials())
+        rows.append(row)
+    return rows
+
+
+def wait_for(experiment: RunningExperiment, *, progress: Progress) -> str:
+    """Wait until an experiment ends.
+
+    Returns:
+        One line that says how many trials ended how, and the best result.
+
+    Raises:
+        ExperimentError: The manager died, NNI met an error, or no trial succeeded; the first failing trial's reason is
+            part of the message.
+    """
+    done = 0
+    with progress.task(f"experiment {experiment.id}", _planned(experiment)) as task:
+        while True:
+            state = experiment.status()
+            if state == "DEAD":
+                raise ExperimentError(
+                    f"experiment {experiment.id}: the NNI manager died; continue with `glioma-nas nni resume "
+                    f"{experiment.id}`"
+                )
+            trials = experiment.trials()
+            ended = sum(trial["status"] in _ENDED for trial in trials)
+            task.advance(ended - done)
+            done = ended
+            if state in _OVER or state == "ERROR":
+                break
+            time.sleep(POLL_S)
+    return summary(experiment, state, trials)
+
+
+def summary(experiment: RunningExperiment, state: str, trials: Sequence[Mapping[str, Any]]) -> str:
+    """Put an ended experiment into one line.
+
+    Raises:
+        ExperimentError: See `wait_for`.
+    """
+    counts = Counter(str(trial["status"]) for trial in trials)
+    failure = _first_failure(trials)
+    told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "no trial"
+    if state == "ERROR" or not counts["SUCCEEDED"]:
+        reason = failure or "see log/nnimanager.log and log/dispatcher.log of the experiment"
+        raise ExperimentError(f"experiment {experiment.id} failed ({told}); {reason}")
+    best = _counts(trials)["best"]
+    note = f"; {failure}" if failure else ""
+    return f"experiment {experiment.id}: {told}; best default {best}{note}"
+
+
+def _planned(experiment: RunningExperiment) -> int:
+    from nni.experiment import rest
+
+    profile = rest.get(experiment.port, "/experiment")
+    return int(profile["params"].get("maxTrialNumber") or 1)
+
+
+def _counts(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    results = [value for trial in trials if (value := _default(trial)) is not None]
+    return {
+        "trials": len(trials),
+        "succeeded": sum(trial["status"] == "SUCCEEDED" for trial in trials),
+        "failed": sum(trial["status"] == "FAILED" for trial in trials),
+        "running": sum(trial["status"] == "RUNNING" for trial in trials),
+        "best": round(max(results), 4) if results else None,
+    }
+
+
+def _default(trial: Mapping[str, Any]) -> float | None:
+    for metric in trial.get("finalMetricData") or []:
+        value = json.loads(json.loads(metric["data"]))
+        return float(value["default"] if isinstance(value, dict) else value)
+    return None
+
+
+def _first_failure(trials: Sequence[Mapping[str, Any]]) -> str | None:
+    failed = [trial for trial in trials if trial["status"] == "FAILED"]
+    if not failed:
+        return None
+    first = min(failed, key=lambda trial: int(trial["sequenceId"]))
+    # NNI gives a path here, though it calls it a URL; of a remote trial it is HOST:PATH, which is not at hand.
+    path = Path(str(first.get("logPath") or "")) / STDERR_FILE
+    reason = "its stderr is on the worker"
+    if path.is_file():
+        lines = _tail(path).strip().splitlines()
+        reason = lines[-1] if lines else "it left no message"
+    return f"first failing trial {first['trialJobId']}: {reason}"
+
+
+def _tail(path: Path, n_bytes: int = 4096) -> str:
+    with path.open("rb") as handle:
+        handle.seek(max(path.stat().st_size - n_bytes, 0))
+        return handle.read().decode("utf-8", errors="replace")

@@ -1,0 +1,179 @@
+"""What the tests of NNI experiments share: an isolated home, the command line, light trials, and cleaning up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NNICTL = Path(sys.executable).with_name("nnictl")
+
+# A trial without heavy imports: it speaks NNI's channel itself. The hyper-parameter says what shall become of it.
+LIGHT_TRIAL = """
+import json, os, signal, sys, time, urllib.request
+
+url = os.environ["NNI_TRIAL_COMMAND_CHANNEL"]
+
+def send(command):
+    data = json.dumps(command).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method="PUT")
+    urllib.request.urlopen(request).read()
+
+def metric(kind, sequence, value):
+    record = {"parameter_id": number, "trial_job_id": os.environ["NNI_TRIAL_JOB_ID"], "type": kind,
+              "sequence": sequence, "value": json.dumps(value)}
+    send({"type": "metric", "metric": json.dumps(record)})
+
+send({"type": "request_parameter"})
+record = json.loads(json.loads(urllib.request.urlopen(url).read())["parameter"])
+number, mode = record["parameter_id"], record["parameters"]["mode"]
+values = [0.5] if not str(mode).startswith("curve") else [float(str(mode)[5:])] * 6
+for sequence, value in enumerate(values):
+    metric("PERIODICAL", sequence, {"default": value, "loss": 1 - value})
+    if len(values) > 1:
+        time.sleep(0.3)
+if mode == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "raises":
+    open(os.path.join(os.environ["NNI_OUTPUT_DIR"], "failure.txt"), "w").write("ValueError: the moon is full")
+    raise ValueError("the moon is full")
+if mode == "loud":
+    for _ in range(10 * 1024):
+        sys.stdout.write("x" * 1023 + "\\n")
+if mode == "waits" and not os.path.exists(os.path.join(os.environ["NNI_CODE_DIR"], "go")):
+    time.sleep(600)
+if str(mode).startswith("curve0.1"):
+    time.sleep(600)
+metric("FINAL", 0, {"default": values[-1], "mode_number": number})
+"""
+SUPERVISED = """
+import os, sys
+from glioma_nas.nni_experiments.trial_supervisor import supervise
+sys.exit(supervise([sys.executable, os.path.join(os.path.dirname(__file__), "light.py")]))
+"""
+
+
+class Nni:
+    """One user's NNI: a home folder of its own, and every process in it ended at the end."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            **os.environ,
+            "HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "NO_COLOR": "1",
+        }
+
+    def call(self, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run ``glioma-nas`` as a user does."""
+        return self._run([sys.executable, "-m", "glioma_nas", *map(str, arguments)], check, environment)
+
+    def nnictl(self, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self._run([str(NNICTL), *map(str, arguments)], check, environment)
+
+    def _run(self, command: list[str], check: bool, extra: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, env={**self.environment, **extra}, capture_output=True, text=True, timeout=300, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def start(self, folder: Path, **environment: str) -> dict[str, Any]:
+        """Create an experiment, leave it running, return its line of NNI's list."""
+        self.call("nni", "create", folder, "--detach", **environment)
+        return self.newest()
+
+    def newest(self) -> dict[str, Any]:
+        records = json.loads((self.home / "nni-experiments" / ".experiment").read_text())
+        return dict(max(records.values(), key=lambda item: item["startTime"]))
+
+    def get(self, port: int, path: str) -> Any:
+        import requests
+
+        return requests.get(f"http://127.0.0.1:{port}/api/v1/nni{path}", timeout=20).json()
+
+    def trials(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        return list(self.get(record["port"], "/trial-jobs"))
+
+    def wait(self, record: dict[str, Any], state: str = "DONE", timeout_s: float = 120) -> None:
+        until(lambda: self.get(record["port"], "/check-status")["status"] == state, timeout_s, f"state {state}")
+
+    def end(self) -> None:
+        """End whatever was started in this home."""
+        mine = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HOME") == str(self.home) and process.pid != os.getpid():
+                    mine.append(process)
+            except (psutil.Error, OSError):
+                continue
+        for process in mine:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(mine, timeout=10)
+
+
+@contextmanager
+def nni_in(folder: Path) -> Iterator[Nni]:
+    nni = Nni(folder / "home")
+    try:
+        yield nni
+    finally:
+        nni.end()
+
+
+def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.25)
+    raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+
+
+def write_light_experiment(folder: Path, modes: list[Any], **changes: Any) -> Path:
+    """Write an experiment of trials that cost next to nothing, one for each mode."""
+    code = folder / "code"
+    code.mkdir(parents=True)
+    (code / "light.py").write_text(LIGHT_TRIAL)
+    (code / "supervised.py").write_text(SUPERVISED)
+    (folder / "search_space.json").write_text(json.dumps({"mode": {"_type": "choice", "_value": modes}}))
+    config = {
+        "experimentName": "light",
+        "searchSpaceFile": "search_space.json",
+        "trialCommand": f"{sys.executable} supervised.py",
+        "trialCodeDirectory": "code",
+        "trialConcurrency": 2,
+        "maxTrialNumber": len(modes),
+        "experimentWorkingDirectory": "experiments",
+        "tuner": {"name": "GridSearch"},
+        "trainingService": {"platform": "local"},
+        **changes,
+    }
+    (folder / "config.yml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def require_program(name: str, package: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed (apt install {package})")
+    return found

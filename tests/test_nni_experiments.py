@@ -1,0 +1,415 @@
+"""NNI experiments without a manager: the loopback check, the trial's parent, its settings, figures and channel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from nni.runtime import trial_command_channel
+
+from glioma_nas.architecture import Architecture
+from glioma_nas.config import RunConfig, parse_config
+from glioma_nas.errors import ConfigError, DivergedError, ExperimentError, GliomaNasError, StorageError
+from glioma_nas.nni_experiments import manager
+from glioma_nas.nni_experiments.experiment_folder import ExperimentOptions, architecture_space, hyper_parameters
+from glioma_nas.nni_experiments.loopback import exposed_addresses, guarded_environment, install_guard, remove_guard
+from glioma_nas.nni_experiments.trial_channel import TrialChannel
+from glioma_nas.nni_experiments.trial_metrics import FINAL_KEYS, TrialResult, intermediate_metrics
+from glioma_nas.nni_experiments.trial_run import sampled_architecture
+from glioma_nas.nni_experiments.trial_settings import TrialSettings, load_trial_settings
+from glioma_nas.registry import search_spaces
+
+RUN = {
+    "cohort": {"sheet": "cohort.csv"},
+    "preprocess": {"image_size_px": 32},
+    "search": {"space_options": {"preset": "tiny"}},
+}
+RESULT = TrialResult(
+    dice=0.8,
+    hd95_mm=4.0,
+    latency_ms=4.0,
+    latency_p95_ms=5.0,
+    macs_g=0.1,
+    params_m=0.2,
+    auc_idh=None,
+    auc_ki67=None,
+    fold=0,
+    seed=3,
+)
+
+
+def config() -> RunConfig:
+    return parse_config(RUN, source="test", folder=Path("/nowhere"))
+
+
+def settings(**changes: Any) -> TrialSettings:
+    return TrialSettings(
+        **{
+            "kind": "co-search",
+            "run_folder": "run",
+            "trials_folder": "trials",
+            "inputs": {"preprocess": "a", "latency": "b"},
+            "target_latency_ms": 8.0,
+            "target_exponents": (-0.07, -0.07),
+            "config": config().model_dump(mode="json"),
+            **changes,
+        }
+    )
+
+
+# The door
+
+
+@pytest.mark.parametrize(("host", "exposed"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_sockets_of_a_process_and_its_children_are_seen(host: str, exposed: bool) -> None:
+    with socket.socket() as server:
+        server.bind((host, 0))
+        server.listen()
+        port = server.getsockname()[1]
+        found = exposed_addresses(os.getpid())
+    assert (f"{host}:{port}" in found) == exposed
+
+
+def test_environment_keeps_the_users_node_options_and_is_idempotent() -> None:
+    once = guarded_environment({"NODE_OPTIONS": "--trace-warnings"})
+    assert once["NODE_OPTIONS"].endswith("loopback.js --trace-warnings")
+    assert guarded_environment(once) == once
+    with pytest.raises(ConfigError, match="host 'everywhere': give an IP address"):
+        guarded_environment({}, host="everywhere")
+
+
+def test_guard_reaches_every_python_process_and_can_be_removed(tmp_path: Path) -> None:
+    install_guard(tmp_path)
+    code = f"import site, os; site.addsitedir({str(tmp_path)!r}); print(os.environ['NODE_OPTIONS'])"
+    plain = {name: value for name, value in os.environ.items() if name != "NODE_OPTIONS"}
+    for options, expected in (({}, 1), ({"NODE_OPTIONS": "--trace-warnings"}, 2)):
+        done = subprocess.run([sys.executable, "-c", code], env={**plain, **options}, capture_output=True, text=True)
+        assert len(done.stdout.replace("--require ", "").split()) == expected, done.stderr
+        assert "loopback.js" in done.stdout
+    assert remove_guard(tmp_path)
+    assert not remove_guard(tmp_path)
+
+
+# The trial's parent
+
+_SUPERVISE = "import sys; from glioma_nas.nni_experiments.trial_supervisor import supervise; sys.exit(supervise({!r}))"
+
+
+def supervised(code: str, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _SUPERVISE.format([sys.executable, "-c", code])]
+    environment = {**os.environ, "NNI_OUTPUT_DIR": str(folder)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "last"),
+    [
+        ("pass", 0, None),
+        ("raise SystemExit(3)", 1, "trial failed: the trial process ended with status 3 and gave no reason"),
+        ("import os; os.kill(os.getpid(), 11)", 1, "trial failed: killed by SIGSEGV"),
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            1,
+            "trial failed: killed by SIGKILL; the system may have run out of memory",
+        ),
+    ],
+)
+def test_end_of_a_trial_becomes_a_status_and_a_last_line(
+    tmp_path: Path, code: str, status: int, last: str | None
+) -> None:
+    process = supervised(code, tmp_path)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert err.strip().splitlines()[-1:] == ([last] if last else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_trial_ends_by_that_signal_with_its_child(tmp_path: Path, number: signal.Signals) -> None:
+    process = supervised("import os, time; print(os.getpid(), flush=True); time.sleep(60)", tmp_path)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == -number
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has died")
+def test_trial_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    process = supervised("import os, time; print(os.getpid(), flush=True); time.sleep(60)", tmp_path)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait(timeout=30)
+    for _ in range(100):
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or " Z " in stat.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("the trial outlived its parent")
+
+
+# Figures
+
+
+def test_final_metrics_are_flat_fixed_and_ranked_by_target() -> None:
+    metrics = RESULT.final_metrics(target_latency_ms=8.0, target_exponents=(-0.5, -1.0))
+    assert tuple(metrics) == FINAL_KEYS
+    assert metrics["default"] == pytest.approx(0.8 * 2**0.5)
+    slow = RESULT.final_metrics(target_latency_ms=2.0, target_exponents=(-0.5, -1.0))
+    assert slow["default"] == pytest.approx(0.4)
+    assert metrics["auc_idh"] is None
+
+
+@pytest.mark.parametrize("name", ["dice", "latency_ms", "auc_idh"])
+def test_result_that_is_no_number_fails_the_trial(name: str) -> None:
+    broken = TrialResult(**{**vars(RESULT), name: float("nan")})
+    with pytest.raises(DivergedError, match=f"'{name}' is nan|'default' is nan"):
+        broken.final_metrics(target_latency_ms=8.0, target_exponents=(-0.07, -0.07))
+
+
+def test_result_of_zero_is_not_shown_as_no_result() -> None:
+    zero = TrialResult(**{**vars(RESULT), "dice": 0.0})
+    default = zero.final_metrics(target_latency_ms=8.0, target_exponents=(-0.07, -0.07))["default"]
+    assert default is not None and 0 < default < 1e-5
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_intermediate_default_falls_with_the_loss(first: float, second: float) -> None:
+    low, high = sorted((first, second))
+    better, worse = (intermediate_metrics(0, 0, {"loss": loss})["default"] for loss in (low, high))
+    assert 0 < worse <= better <= 1
+
+
+def test_epoch_without_a_loss_fails_the_trial() -> None:
+    with pytest.raises(DivergedError, match="epoch 3: no finite loss"):
+        intermediate_metrics(1, 2, {"learning_rate": 0.1})
+
+
+# Settings
+
+
+def test_hyper_parameters_become_configuration(tmp_path: Path) -> None:
+    found = settings(strategy_options={"latency_darts": {"finetune_steps": 7}}).run_config(
+        {
+            "seed": 5,
+            "latency_weight": 0.5,
+            "strategy": "latency_darts",
+            "operators": "skip+conv3x3",
+            "target_latency_ms": 2.0,
+            "search.batch_size": 3,
+        },
+        folder=tmp_path,
+    )
+    assert (found.seed, found.search.latency_weight, found.search.batch_size) == (5, 0.5, 3)
+    assert found.search.space_options["operators"] == ["skip", "conv3x3"]
+    assert found.search.strategy_options == {"finetune_steps": 7, "target_latency_ms": 2.0}
+
+
+def test_target_latency_reaches_only_strategies_that_have_one(tmp_path: Path) -> None:
+    found = settings().run_config({"strategy": "nni.darts", "target_latency_ms": 2.0}, folder=tmp_path)
+    assert found.search.strategy_options == {}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"sead": 1}, "hyper-parameter 'sead': did you mean 'seed'"),
+        ({"search.epochz": 1}, "unknown key 'search.epochz'"),
+        ({"seed": -1}, "'seed' is -1"),
+    ],
+)
+def test_wrong_hyper_parameter_is_one_line(parameters: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings().run_config(parameters, folder=tmp_path)
+
+
+def test_same_parameters_find_the_same_folder_wherever_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = settings().work_folder({"seed": 1, "latency_weight": 0.1})
+    assert settings().work_folder({"latency_weight": 0.1, "seed": 1}) == first
+    assert settings().work_folder({"latency_weight": 0.1, "seed": 2}) != first
+    assert settings(target_latency_ms=1.0).work_folder({"latency_weight": 0.1, "seed": 1}) != first
+    monkeypatch.setenv("GLIOMA_NAS_NNI_TRIALS", "/scratch/trials")
+    assert settings().work_folder({"seed": 1, "latency_weight": 0.1}) == Path("/scratch/trials") / first.name
+
+
+def test_inputs_must_be_those_of_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match="no finished 'preprocess' stage; mount the shared folder"):
+        settings(run_folder=tmp_path).stage_folder("preprocess")
+    (tmp_path / "staged" / "preprocess").mkdir(parents=True)
+    (tmp_path / "staged" / "preprocess" / "manifest.json").write_text("{}")
+    monkeypatch.setenv("GLIOMA_NAS_NNI_RUN", str(tmp_path / "staged"))
+    with pytest.raises(StorageError, match="not the 'preprocess' stage that this experiment was written for"):
+        settings(run_folder=tmp_path).stage_folder("preprocess")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("kind: co-search", "'run_folder': Field required"), (None, "No such")],
+)
+def test_unusable_trial_settings_are_one_line(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "trial.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_trial_settings(tmp_path / "trial.yaml")
+
+
+# Experiment files
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "cosearch"}, "unknown kind 'cosearch': did you mean 'co-search'"),
+        ({"tuner": "Evolutoin"}, "unknown tuner 'Evolutoin': did you mean 'Evolution'"),
+        ({"assessor": "Median"}, "unknown assessor 'Median'"),
+        ({"trials": 0}, "trials is 0; give at least 1"),
+        ({"markers": ("idh",)}, "marker 'idh': .* it holds: none"),
+        ({"kind": "architecture", "strategies": ("co_search",)}, "leave them out here"),
+    ],
+)
+def test_wrong_option_is_found_before_anything_is_written(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ExperimentOptions(**options).check(config())
+
+
+def test_space_for_tuners_gives_samples_that_trials_understand() -> None:
+    space = search_spaces.get("nasbranet")("tiny", image_size_px=32, in_channels=2, n_classes=2)
+    rendered = architecture_space(space)
+    assert set(rendered) == set(space.simplify())
+    assert not any("/" in label for label in rendered)
+    sample = {label: choice["_value"][0] for label, choice in json.loads(json.dumps(rendered)).items()}
+    architecture = sampled_architecture(space, sample)
+    assert Architecture.from_json(architecture.to_json()) == architecture
+    assert space.derive(architecture) is not None
+    with pytest.raises(ConfigError, match="choice 'op_s2_l1' = 'conv9x9'"):
+        sampled_architecture(space, {**sample, "op_s2_l1": "conv9x9"})
+    del sample["branches"]
+    with pytest.raises(ConfigError, match=r"the sample does not fit .* branches is in one of them only"):
+        sampled_architecture(space, sample)
+
+
+def test_search_can_be_narrowed_to_a_comparison() -> None:
+    sets = (("skip", "conv3x3"), ("skip", "zoomed_conv"))
+    options = ExperimentOptions(operator_sets=sets, seeds=2, searched=("operators", "seed"))
+    assert hyper_parameters(config(), options) == {
+        "seed": {"_type": "choice", "_value": [0, 1]},
+        "operators": {"_type": "choice", "_value": ["skip+conv3x3", "skip+zoomed_conv"]},
+    }
+    with pytest.raises(ConfigError, match="hyper-parameter 'operaters': did you mean 'operators'"):
+        hyper_parameters(config(), ExperimentOptions(operator_sets=sets, searched=("operaters",)))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"seed": {"_type": "chioce", "_value": [1]}}, "malformed: .*unsupported type"),
+        ({"seed": [1, 2]}, "malformed: .*expect a dict"),
+        ({"seed": {"_type": "choice", "_value": []}}, "malformed: 'seed' has nothing to choose from"),
+        ({"w": {"_type": "uniform", "_value": [1]}}, "malformed"),
+        ({}, "it holds no hyper-parameter"),
+        ("{", "NNI cannot use it"),
+    ],
+)
+def test_malformed_search_space_is_refused_before_the_start(tmp_path: Path, space: Any, message: str) -> None:
+    (tmp_path / "search_space.json").write_text(space if isinstance(space, str) else json.dumps(space))
+    (tmp_path / "config.yml").write_text(
+        yaml.safe_dump(
+            {
+                "searchSpaceFile": "search_space.json",
+                "trialCommand": "true",
+                "trialConcurrency": 1,
+                "tuner": {"name": "Random"},
+                "trainingService": {"platform": "local"},
+            }
+        )
+    )
+    with pytest.raises(ConfigError, match=message):
+        manager.load_nni_config(tmp_path)
+
+
+def test_missing_experiment_and_configuration_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nni.tools.nnictl.config_utils import Experiments
+
+    monkeypatch.setattr(Experiments.__init__, "__defaults__", (str(tmp_path / "nni-experiments"),))
+    with pytest.raises(ExperimentError, match="no NNI experiment 'abc'; the latest are: none"):
+        manager.find("abc")
+    with pytest.raises(ConfigError, match="no such file; write one with"):
+        manager.load_nni_config(tmp_path)
+
+
+# The channel
+
+
+class RecordingChannel(trial_command_channel.TrialCommandChannel):
+    """What NNI offers for other training services: a channel of one's own."""
+
+    parameters: ClassVar[dict[str, Any] | None] = {"parameter_id": 4, "parameters": {"seed": 1}}
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, int, Any]] = []
+
+    def receive_parameter(self) -> Any:
+        return self.parameters
+
+    def send_metric(self, type: Any, parameter_id: Any, trial_job_id: str, sequence: int, value: Any) -> None:
+        assert parameter_id == 4
+        self.sent.append((type, sequence, value))
+
+
+@pytest.fixture
+def nni_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RecordingChannel:
+    recorder = RecordingChannel()
+    monkeypatch.setattr(trial_command_channel, "_channel", recorder)
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "output"))
+    (tmp_path / "output").mkdir()
+    return recorder
+
+
+def test_epochs_are_shown_once_across_interruptions(nni_side: RecordingChannel, tmp_path: Path) -> None:
+    rows = [intermediate_metrics(0, epoch, {"loss": 1.0 / (1 + epoch)}) for epoch in range(4)]
+    first = TrialChannel()
+    first.open(tmp_path / "work")
+    for row in rows[:2]:
+        first.report_epoch(row)
+    again = TrialChannel()
+    again.open(tmp_path / "work")
+    for row in rows[1:]:  # cut off before its checkpoint, so the second epoch is done again
+        again.report_epoch(row)
+    again.report_final({"default": 1.0})
+    assert nni_side.sent == [("PERIODICAL", n, row) for n, row in enumerate(rows)] + [("FINAL", 0, {"default": 1.0})]
+
+
+def test_trial_that_finds_itself_done_shows_its_whole_curve(
+    nni_side: RecordingChannel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [intermediate_metrics(0, epoch, {"loss": 1.0}) for epoch in range(3)]
+    first = TrialChannel()
+    first.open(tmp_path / "work")
+    for row in rows:
+        first.report_epoch(row)
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "other"))
+    nni_side.sent.clear()
+    TrialChannel().open(tmp_path / "work")
+    assert [row for _, _, row in nni_side.sent] == rows
+
+
+def test_trial_without_parameters_says_so(nni_side: RecordingChannel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RecordingChannel, "parameters", None)
+    with pytest.raises(GliomaNasError, match="NNI gave this trial no hyper-parameters"):
+        TrialChannel()

@@ -1,0 +1,211 @@
+"""Trials proper in real NNI experiments: a co-search seen in a browser and resumed, plugins that fail, real results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from glioma_nas.testing.phantoms import write_phantom_cohort
+from tests.nni_runs import Nni, nni_in, require_program, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")]
+
+TINY_RUN: dict[str, Any] = {
+    "seed": 1,
+    "cohort": {"sheet": "cohort/cohort.csv", "sequences": ["t1ce", "flair"]},
+    "preprocess": {"crop_size_px": 48, "image_size_px": 32, "workers": 1},
+    "folds": {"n_folds": 2},
+    "latency": {"runs": 2, "warmup_runs": 1, "network_runs": 3, "threads": 1},
+    "search": {
+        "space_options": {"preset": "tiny"},
+        "strategy_options": {
+            "pretrain_widths": ["max"],
+            "search_widths": ["sampled"],
+            "finetune_steps": 2,
+            "recalibration_batches": 1,
+        },
+        "pretrain_epochs": 1,
+        "search_epochs": 2,
+        "steps_per_epoch": 2,
+        "batch_size": 4,
+    },
+    "train": {"epochs": 3, "steps_per_epoch": 12, "batch_size": 4, "learning_rate": 0.05},
+}
+
+
+@pytest.fixture
+def nni(tmp_path: Path) -> Iterator[Nni]:
+    with nni_in(tmp_path) as found:
+        yield found
+
+
+def write_run(folder: Path, **changes: Any) -> Path:
+    write_phantom_cohort(folder / "cohort", 8, 0)
+    (folder / "run.yaml").write_text(yaml.safe_dump({**TINY_RUN, **changes}))
+    return folder / "run.yaml"
+
+
+def output_of(trial: dict[str, Any]) -> Path:
+    return Path(trial["logPath"])
+
+
+def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_path: Path) -> None:
+    experiment = tmp_path / "experiment"
+    nni.call("nni", "config", write_run(tmp_path), "--out", experiment, "--trials", 2, "--seeds", 2)
+    code = "".join(path.read_text() for path in (experiment / "code").rglob("*") if path.is_file())
+    assert "cohort.csv" not in code and "P001" not in code
+    record = nni.start(experiment)
+    epochs = until(lambda: list(experiment.glob("trials/*/epochs.json")), 120, "the first epoch of a trial")[0]
+    os.kill(record["pid"], signal.SIGKILL)
+    done = nni.call("nni", "resume", record["id"])
+    assert "2 SUCCEEDED" in done.stdout
+    rows = [(row["stage"], row["epoch"]) for row in json.loads(epochs.read_text())]
+    assert rows == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+    after = nni.newest()
+    for trial in nni.trials(after):
+        metrics = json.loads(json.loads(trial["finalMetricData"][0]["data"]))
+        assert list(metrics)[:2] == ["default", "dice"] and 0 < metrics["default"] < 2
+        assert metrics["latency_p95_ms"] >= metrics["latency_ms"] > 0
+        output = output_of(trial)
+        assert "<svg" in (output / "report.html").read_text() and (output / "architecture.svg").is_file()
+        assert tensorboard_tags(output / "tensorboard") >= {"architecture", "search/loss_weights", "train/loss"}
+    nni.nnictl("experiment", "export", after["id"], "-t", "csv", "-i", "-f", tmp_path / "all.csv")
+    with (tmp_path / "all.csv").open() as handle:
+        table = list(csv.DictReader(handle))
+    assert len(table) == 2
+    assert set(table[0]) >= {"default", "dice", "latency_ms", "seed", "latency_weight", "intermediate", "auc_idh"}
+    assert all(row["intermediate"].count('"epoch"') == 6 for row in table)
+    look_at_web_ui(after["port"], tmp_path)
+
+
+def tensorboard_tags(folder: Path) -> set[str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    return {*tags["scalars"], *tags["images"]}
+
+
+@contextmanager
+def browser(size: tuple[int, int] = (1500, 1200)) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    chromium = require_program("chromium", "chromium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={size[0]},{size[1]}"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(require_program("chromedriver", "chromium-driver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def look_at_web_ui(port: int, shots: Path) -> None:
+    """Open every page a user looks at and read what stands there; screenshots go to ``shots``."""
+    from selenium.webdriver.common.by import By
+
+    with browser() as driver:
+
+        def text() -> str:
+            return str(driver.find_element(By.TAG_NAME, "body").text)
+
+        def press(name: str) -> None:
+            def button() -> Any:
+                for item in driver.find_elements(By.TAG_NAME, "button"):
+                    if name in (item.text.strip(), item.get_attribute("name"), item.get_attribute("title")):
+                        return item
+                return None
+
+            driver.execute_script("arguments[0].click()", until(button, 30, f"a button '{name}'"))
+
+        def shoot(name: str) -> None:
+            driver.save_screenshot(str(shots / f"{name}.png"))
+            assert (shots / f"{name}.png").stat().st_size > 10_000  # not a blank page
+
+        driver.get(f"http://127.0.0.1:{port}/oview")
+        until(lambda: "DONE" in text() and text().count("SUCCEEDED") == 2, 30, "the overview")
+        shoot("overview")
+
+        driver.get(f"http://127.0.0.1:{port}/detail")
+        press("Add/Remove columns")
+        until(lambda: driver.find_elements(By.CSS_SELECTOR, ".ms-Dialog-main .ms-Checkbox"), 30, "the columns dialog")
+        for box in driver.find_elements(By.CSS_SELECTOR, ".ms-Dialog-main .ms-Checkbox"):
+            choice = box.find_element(By.TAG_NAME, "input")
+            wanted = any(word in box.text for word in ("dice", "latency", "hd95", "seed"))
+            if wanted and not choice.is_selected():
+                driver.execute_script("arguments[0].click()", choice)
+        press("Save")
+        until(lambda: "dice (metric)" in text() and "latency_p95_ms (metric)" in text(), 30, "our columns")
+        shoot("columns")
+
+        press("Hyper-parameter")
+        axes = lambda: {item.text for item in driver.find_elements(By.CSS_SELECTOR, "svg text")}  # noqa: E731
+        until(lambda: {"latency_weight", "seed", "default", "dice"} <= axes(), 30, "the hyper-parameter chart")
+        shoot("hyper_parameters")
+
+        press("Intermediate result")
+        press("Intermediate")
+        until(lambda: driver.find_elements(By.CSS_SELECTOR, ".ms-Modal canvas, .ms-Dialog-main canvas"), 30, "a curve")
+        shoot("intermediate")
+
+
+FAULTY = '''"""An operator that fails in another way in each trial."""
+import os
+
+from torch import nn
+from nni.nas.nn.pytorch import MutableBatchNorm2d, MutableConv2d
+
+from glioma_nas.registry import operators
+
+TRIAL = os.environ.get("NNI_TRIAL_SEQ_ID")
+if TRIAL == "0":
+    raise RuntimeError("broken at import")
+
+
+@operators.register("faulty")
+class Faulty(nn.Sequential):
+    """A 3x3 convolution with a fault."""
+
+    def __init__(self, in_channels, out_channels, stride):
+        if TRIAL == "1":
+            raise RuntimeError("broken at build")
+        super().__init__(
+            MutableConv2d(in_channels, out_channels, 3, stride, 1, bias=False), MutableBatchNorm2d(out_channels)
+        )
+
+    def forward(self, image):
+        if TRIAL == "2":
+            raise RuntimeError("broken in forward")
+        return super().forward(image) * (float("nan") if TRIAL == "3" else 1.0)
+'''
+
+
+def test_plugin_that_raises_fails_its_trial_with_the_reason(nni: Nni, tmp_path: Path) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    search = {**TINY_RUN["search"], "space_options": {"preset": "tiny", "operators": ["skip", "faulty"]}}
+    run = write_run(tmp_path, plugins=["faulty.py"], search=search)
+    experiment = tmp_path / "experiment"
+    nni.call("nni", "config", run, "--out", experiment, "--kind", "architecture", "--trials", 5, "--tuner", "Random")
+    done = nni.call("nni", "create", experiment)
+    assert "4 FAILED, 1 SUCCEEDED" in done.stdout
+    assert "broken at import" in done.stdout
+    trials = sorted(nni.trials(nni.newest()), key=lambda trial: int(trial["sequenceId"]))
+    reasons = [(output_of(trial) / "trial.stderr").read_text().strip().splitlines()[-1] for trial in trials[:4]]
+    for reason, word in zip(reasons, ("at import", "at build", "in forward", "not a finite number"), strict=True):
+        assert reason.startswith("trial failed: ") and word in reason
+    assert trials[4]["status"] == "SUCCEEDED"
