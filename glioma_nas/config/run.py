@@ -17,6 +17,8 @@ from glioma_nas.config.section import Section
 from glioma_nas.errors import ConfigError, did_you_mean
 
 _SectionT = TypeVar("_SectionT", bound=Section)
+_PATH_OPTIONS = ("weights", "landmarks")
+"""Options of preprocess steps that are paths, taken from the folder of the file like every other."""
 
 
 class ReportConfig(Section):
@@ -86,6 +88,7 @@ def parse_config(data: Mapping[str, Any], *, source: str, folder: Path) -> RunCo
     return config.model_copy(
         update={
             "cohort": config.cohort.model_copy(update=paths),
+            "preprocess": config.preprocess.model_copy(update={"step_options": _resolved(config.preprocess, folder)}),
             "plugins": plugins,
             "latency": _with_path(config.latency, "shared_table", folder),
             "search": _with_path(config.search, "latency_calibration", folder),
@@ -96,6 +99,16 @@ def parse_config(data: Mapping[str, Any], *, source: str, folder: Path) -> RunCo
 def _with_path(section: _SectionT, key: str, folder: Path) -> _SectionT:
     path = getattr(section, key)
     return section if path is None else section.model_copy(update={key: (folder / path.expanduser()).resolve()})
+
+
+def _resolved(config: PreprocessConfig, folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        step: {
+            key: str((folder / Path(value).expanduser()).resolve()) if key in _PATH_OPTIONS else value
+            for key, value in options.items()
+        }
+        for step, options in config.step_options.items()
+    }
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

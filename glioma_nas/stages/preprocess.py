@@ -51,7 +51,8 @@ def run(context: StageContext) -> dict[str, Any]:
     from glioma_nas.markers import encode_labels
 
     config = context.config
-    for step in build_steps(config.preprocess).values():
+    steps = build_steps(config.preprocess)
+    for step in steps.values():
         step.check()
     cohort = read_cohort(config.cohort)
     sequences = sequences_of(config)
@@ -94,6 +95,8 @@ def run(context: StageContext) -> dict[str, Any]:
     folds.write(context.folder / FOLDS_FILE)
     prepared = PreparedCohort.load(context.folder)
     check_folds(folds, prepared)
+    hashes = [digest for case in prepared.cases.values() for digest in case.voxel_hashes.values()]
+    learned = [note for step in steps.values() if (note := step.check_cohort(hashes)) is not None]
     flagged = write_quality_report(context.folder, prepared)
     results = _summary(prepared, complete)
     context.progress.note(
@@ -104,9 +107,11 @@ def run(context: StageContext) -> dict[str, Any]:
         context.progress.note(
             f"preprocess: look at {len(flagged)} flagged cases in {QUALITY_PAGE}: {', '.join(flagged)}"
         )
+    for note in learned:
+        context.progress.note(f"preprocess: {note}")
     if problems:
         context.progress.note(f"preprocess: {_count(problems)}; all listed in {PROBLEMS_FILE}")
-    return {**results, "failed": problems, "flagged": flagged, "folds_hash": folds.hash}
+    return {**results, "failed": problems, "flagged": flagged, "notes": learned, "folds_hash": folds.hash}
 
 
 def _check_remaining(config: RunConfig, cases: Sequence[Case], problems: Sequence[dict[str, str]]) -> None:
