@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 
+from glioma_nas.calibration import calibration_intercept, calibration_slope
 from glioma_nas.errors import LabelError
 from glioma_nas.roc_analysis import CONFIDENCE, Estimate, auc_within, checked, delong
 
@@ -94,6 +95,26 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     return float(np.mean((np.asarray(labels, dtype=np.float64) - np.asarray(probabilities, dtype=np.float64)) ** 2))
 
 
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Return the area under the precision-recall curve, Σ (R_k - R_(k-1))·P_k over distinct scores, highest first.
+
+    Useless scores give the share of positive patients, not one half.
+
+    Raises:
+        LabelError: One class only, or a score that is not finite.
+
+    >>> round(average_precision([0, 1, 1], [0.4, 0.3, 0.9]), 3)
+    0.833
+    """
+    truth, values = checked(labels, scores)
+    order = np.argsort(-values, kind="stable")
+    # A distinct score ends where the next one differs.
+    ends = np.append(np.flatnonzero(np.diff(values[order])), truth.size - 1)
+    hits = np.cumsum(truth[order])[ends]
+    recall = hits / truth.sum()
+    return float(np.sum(np.diff(recall, prepend=0.0) * hits / (ends + 1)))
+
+
 def wilson_interval(successes: int, n: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return Wilson's interval of a proportion; unlike a bootstrap it keeps its width at 0 and n successes."""
     z = float(norm.ppf(0.5 + confidence / 2))
@@ -123,13 +144,13 @@ def bootstrap_interval(
     Args:
         labels: (n,), 0 or 1, one entry a patient.
         columns: Arrays (n,) that are drawn along.
-        statistic: Draws for which it returns none are left out.
+        statistic: Draws for which it returns none are left out, where it does not exist.
         samples: Number of draws.
         generator: Source of the draws.
         confidence: In (0, 1).
 
     Raises:
-        LabelError: One class only.
+        LabelError: One class only, or the statistic exists in fewer than half of the draws.
     """
     truth = np.asarray(labels, dtype=np.int64)
     arrays = [np.asarray(column) for column in columns]
@@ -142,6 +163,8 @@ def bootstrap_interval(
         value = statistic(truth[drawn], *(array[drawn] for array in arrays))
         if value is not None:
             values.append(value)
+    if 2 * len(values) < samples:
+        raise LabelError(f"the statistic exists in {len(values)} of {samples} draws only; it has no interval")
     tail = (1.0 - confidence) / 2
     low, high = np.quantile(values, [tail, 1.0 - tail])
     return float(low), float(high)
@@ -167,8 +190,9 @@ def binary_report(
         groups: The test fold of each patient, for the AUC within folds; left out when none.
 
     Returns:
-        ``auc`` (DeLong), ``auc_within_folds``, ``accuracy``, ``sensitivity``, ``specificity`` (Wilson),
-        ``balanced_accuracy``, ``kappa``, ``mcc``, ``brier`` (bootstrap over patients).
+        ``auc`` (DeLong), ``auc_within_folds``, ``accuracy``, ``sensitivity``, ``specificity`` (Wilson), ``pr_auc``,
+        ``balanced_accuracy``, ``kappa``, ``mcc``, ``brier``, ``calibration_slope``, ``calibration_intercept``
+        (bootstrap over patients). Slope and intercept are left out where they do not exist: the classes are separated.
 
     Raises:
         LabelError: Fewer than two patients of a class, or a probability that is not finite.
@@ -197,7 +221,15 @@ def binary_report(
         report[name] = Estimate(successes / total, low, high, "Wilson", n, positive)
     for name, statistic in (("balanced_accuracy", balanced_accuracy), ("kappa", kappa), ("mcc", matthews)):
         report[name] = bootstrapped(statistic(truth, called), [called], statistic)
+    report["pr_auc"] = bootstrapped(average_precision(truth, values), [values], average_precision)
     report["brier"] = bootstrapped(brier(truth, values), [values], brier)
+    for name, exists in (("calibration_slope", calibration_slope), ("calibration_intercept", calibration_intercept)):
+        value = exists(truth, values)
+        if value is not None:
+            try:
+                report[name] = bootstrapped(value, [values], exists)
+            except LabelError:
+                continue  # it hardly exists: nearly separated classes
     check_invariants({name: estimate.value for name, estimate in report.items()})
     return report
 

@@ -9,10 +9,11 @@ authors subclass `MarkerEvaluator` (or `glioma_nas.slice_classifier.SliceClassif
 from __future__ import annotations
 
 import inspect
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,68 +24,27 @@ from nni.nas.evaluator import Evaluator
 from numpy.typing import NDArray
 
 from glioma_nas import registry
-from glioma_nas.config import MarkerConfig
 from glioma_nas.errors import ConfigError, LabelError, LeakageError, StorageError, did_you_mean
 from glioma_nas.files import read_json, write_json, write_text
-from glioma_nas.markers import FoldSplit, MarkerCase, check_folds_hold_both_classes, cut_case, encode_labels
+from glioma_nas.marker_study import ClassifierSettings, MarkerStudy, cases_of_study
+from glioma_nas.marker_tuning import TUNING_FILE, Tuning, choose, inner_folds, nothing_chosen
+from glioma_nas.markers import FoldSplit, MarkerCase, check_folds_hold_both_classes
 from glioma_nas.progress import Progress, Silent
-from glioma_nas.roc_analysis import choose_threshold, delong
+from glioma_nas.roc_analysis import delong
 from glioma_nas.seeding import derive_seed
-from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
 
-PREDICTION_COLUMNS = ("case_id", "patient_id", "fold", "label", "probability", "threshold")
+PREDICTION_COLUMNS = (
+    "case_id",
+    "patient_id",
+    "fold",
+    "label",
+    "probability",
+    "threshold",
+    "probability_uncalibrated",
+    "temperature",
+)
 PREDICTIONS_FILE = "predictions.csv"
 CLASSIFIER_FILE = "classifier.json"
-
-
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """What all classifiers of a marker are told.
-
-    Attributes:
-        sequences: Sequences, in channel order.
-        epochs: Training epochs.
-        batch_size: Slices of one optimiser step.
-        learning_rate: Of the optimiser.
-        slices_per_case: See `glioma_nas.markers.choose_slices`.
-        image_size_px: Side of the slices the classifier sees.
-    """
-
-    sequences: tuple[str, ...]
-    epochs: int = 30
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    slices_per_case: int = 8
-    image_size_px: int = 96
-
-
-@dataclass(frozen=True)
-class MarkerStudy:
-    """Which patients and which marker `MarkerEvaluator.evaluate` scores a segmentation network on. Plain data.
-
-    Attributes:
-        preprocess_folder: Finished folder of the preprocess stage.
-        marker: Name of the marker.
-        config: Column and rule of the marker.
-        sheet: Cohort sheet, for messages.
-        network_sequences: Input channels of the segmentation network, in order.
-        network_patients: Patients the segmentation network was or will be trained on; none of them is scored.
-        case_ids: Cases to score; none for all whose patient the network has not seen.
-        work_folder: Where temporary weights go; none for the system's temporary folder.
-        seed: Seed of the classifiers.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-    """
-
-    preprocess_folder: Path
-    marker: str
-    config: MarkerConfig
-    sheet: Path
-    network_sequences: tuple[str, ...]
-    network_patients: tuple[str, ...] = ()
-    case_ids: tuple[str, ...] | None = None
-    work_folder: Path | None = None
-    seed: int = 0
-    device: str = "cpu"
 
 
 class MarkerEvaluator(Evaluator, ABC):
@@ -123,6 +83,16 @@ class MarkerEvaluator(Evaluator, ABC):
             StorageError: ``folder`` holds no finished training.
         """
 
+    def predict_variants(
+        self, folder: Path, cases: Sequence[MarkerCase], *, device: str = "cpu"
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """Return the predictions of every variant among which the training patients choose; by default one, `predict`.
+
+        Called after `fit`, as `predict` is. What it costs beyond `predict` should be nothing but another summary of the
+        same outputs.
+        """
+        return {"": self.predict(folder, cases, device=device)}
+
     def cross_validate(
         self,
         cases: Sequence[MarkerCase],
@@ -133,6 +103,7 @@ class MarkerEvaluator(Evaluator, ABC):
         seed: int = 0,
         device: str = "cpu",
         label: str = "classifier",
+        tune: bool = True,
     ) -> pd.DataFrame:
         """Train and test on every fold; folds that are finished in ``folder`` are read back instead.
 
@@ -144,10 +115,12 @@ class MarkerEvaluator(Evaluator, ABC):
             seed: Seed of this cross-validation.
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             label: What is trained, for bars and messages.
+            tune: Choose threshold, temperature and variant on inner folds; off (where the ranking alone counts) saves
+                their trainings and leaves 0.5, 1 and the first variant.
 
         Returns:
-            One row a case, in order of fold and case: `PREDICTION_COLUMNS`. The threshold comes from the training side
-            of the row's fold only.
+            One row a case, in order of fold and case: `PREDICTION_COLUMNS`. Threshold and temperature come from the
+            training side of the row's fold only; ``probability`` is at that temperature.
 
         Raises:
             LabelError: A case has no label, or a training side holds one class only.
@@ -178,6 +151,7 @@ class MarkerEvaluator(Evaluator, ABC):
                         progress=progress,
                         seed=derive_seed(seed, "fold", fold),
                         device=device,
+                        tune=tune,
                     )
                 )
         return pd.concat(frames, ignore_index=True)
@@ -193,20 +167,30 @@ class MarkerEvaluator(Evaluator, ABC):
         progress: Progress,
         seed: int,
         device: str,
+        tune: bool,
     ) -> pd.DataFrame:
         done = folder / PREDICTIONS_FILE
         if done.is_file():
             return _read_predictions(done, test)
+        tuning = Tuning()
+        if tune:
+            tuning = self._tune(train, folder=folder, label=label, progress=progress, seed=seed, device=device)
         self.fit(train, folder=folder, label=label, progress=progress, seed=seed, device=device)
-        threshold = self._threshold(train, self.predict(folder, train, device=device))
+        variants = self.predict_variants(folder, test, device=device)
+        if not tuning.n_inner_folds:
+            tuning = nothing_chosen(variants)
+            tuning.write(folder)
+        raw = variants[tuning.variant]
         frame = pd.DataFrame(
             {
                 "case_id": [case.case_id for case in test],
                 "patient_id": [case.patient_id for case in test],
                 "fold": fold,
                 "label": [case.label for case in test],
-                "probability": self.predict(folder, test, device=device),
-                "threshold": threshold,
+                "probability": tuning.temper(raw),
+                "threshold": tuning.threshold,
+                "probability_uncalibrated": raw,
+                "temperature": tuning.temperature,
             },
             columns=list(PREDICTION_COLUMNS),
         )
@@ -214,17 +198,38 @@ class MarkerEvaluator(Evaluator, ABC):
         # Read back, so that a resumed run continues with the very same numbers.
         return _read_predictions(done, test)
 
-    @staticmethod
-    def _threshold(train: Sequence[MarkerCase], probabilities: NDArray[np.float64]) -> float:
-        frame = pd.DataFrame(
-            {
-                "patient": [case.patient_id for case in train],
-                "label": [case.label for case in train],
-                "probability": probabilities,
-            }
-        )
-        patients = frame.groupby("patient", sort=True).mean()
-        return choose_threshold(patients["label"].to_numpy(), patients["probability"].to_numpy())
+    def _tune(
+        self, train: Sequence[MarkerCase], *, folder: Path, label: str, progress: Progress, seed: int, device: str
+    ) -> Tuning:
+        if (folder / TUNING_FILE).is_file():
+            return Tuning.read(folder)
+        splits = inner_folds(train, self.settings.inner_folds, seed)
+        if not splits:
+            progress.note(f"{label}: too few patients for inner folds; threshold 0.5, no temperature scaling")
+            return Tuning()
+        held: dict[str, dict[str, float]] = {}
+        for number, (inner_train, inner_test) in enumerate(splits):
+            own = folder / "inner" / f"fold{number}"
+            self.fit(
+                inner_train,
+                folder=own,
+                label=f"{label}, inner {number + 1}/{len(splits)}",
+                progress=progress,
+                seed=derive_seed(seed, "inner", number),
+                device=device,
+            )
+            for variant, values in self.predict_variants(own, inner_test, device=device).items():
+                held.setdefault(variant, {}).update(
+                    zip((case.case_id for case in inner_test), map(float, values), strict=True)
+                )
+        predictions = {
+            variant: np.asarray([of_case[case.case_id] for case in train]) for variant, of_case in held.items()
+        }
+        tuning = choose(train, predictions, n_inner_folds=len(splits))
+        tuning.write(folder)
+        # The inner classifiers are of no further use.
+        shutil.rmtree(folder / "inner")
+        return tuning
 
     def predict_folds(self, folder: Path, cases: Sequence[MarkerCase], *, device: str = "cpu") -> NDArray[np.float64]:
         """Return the mean probability of all folds' classifiers, float64 (n,), for patients none of them has seen.
@@ -237,11 +242,20 @@ class MarkerEvaluator(Evaluator, ABC):
         Raises:
             StorageError: ``folder`` holds no finished fold.
         """
-        finished = sorted(path.parent for path in folder.glob(f"fold*/{PREDICTIONS_FILE}"))
-        if not finished:
-            raise StorageError(f"{folder}: holds no finished fold of a classifier; run the classify stage first")
-        mean: NDArray[np.float64] = np.mean([self.predict(fold, cases, device=device) for fold in finished], axis=0)
+        mean: NDArray[np.float64] = self.predict_members(folder, cases, device=device).mean(axis=0)
         return mean
+
+    def predict_members(self, folder: Path, cases: Sequence[MarkerCase], *, device: str = "cpu") -> NDArray[np.float64]:
+        """Return each fold's probability at its own temperature, float64 (folds, n); see `predict_folds`.
+
+        Raises:
+            StorageError: ``folder`` holds no finished fold.
+        """
+        members = []
+        for fold in finished_folds(folder):
+            tuning = Tuning.read(fold)
+            members.append(tuning.temper(self.predict_variants(fold, cases, device=device)[tuning.variant]))
+        return np.asarray(members, dtype=np.float64)
 
     def evaluate(self, model: Any) -> float:
         """Score a segmentation network by the patient-level out-of-fold AUC its masks give for the study's marker.
@@ -261,7 +275,7 @@ class MarkerEvaluator(Evaluator, ABC):
         """
         if self.study is None:
             raise ConfigError("evaluate(model) needs a MarkerStudy; build the evaluator with study=MarkerStudy(...)")
-        cases, folds = self._cases_of_study(model, self.study)
+        cases, folds = cases_of_study(model, self.study, self.settings)
         with tempfile.TemporaryDirectory(dir=self.study.work_folder) as scratch:
             frame = self.cross_validate(
                 cases,
@@ -270,6 +284,7 @@ class MarkerEvaluator(Evaluator, ABC):
                 seed=derive_seed(self.study.seed, "marker", self.study.marker),
                 device=self.study.device,
                 label=self.study.marker,
+                tune=False,  # the AUC needs no threshold
             )
         patients = patient_level(frame)
         estimate = delong(patients["label"], patients["probability"])
@@ -279,69 +294,36 @@ class MarkerEvaluator(Evaluator, ABC):
             )
         return estimate.value
 
-    def _cases_of_study(self, model: Any, study: MarkerStudy) -> tuple[list[MarkerCase], FoldSplit]:
-        from glioma_nas.prepared import PreparedCohort
-
-        cohort = PreparedCohort.load(study.preprocess_folder)
-        seen = frozenset(study.network_patients)
-        if study.case_ids is None:
-            chosen = [case for case in cohort.cases.values() if case.patient_id not in seen]
-        else:
-            chosen = [cohort.cases[case_id] for case_id in study.case_ids]
-        for case in chosen:
-            if case.patient_id in seen:
-                raise LeakageError(
-                    f"case {case.case_id}: the segmentation network was trained on its patient; score it on patients "
-                    "it has not seen"
-                )
-        labels = encode_labels(chosen, study.marker, study.config, sheet=study.sheet, n_folds=cohort.folds.n)
-        cases = [
-            cut_case(
-                case,
-                (
-                    predict_probability(
-                        model, case.images(), cohort.sequences, study.network_sequences, device=study.device
-                    )
-                    >= THRESHOLD
-                ).astype(np.uint8),
-                order=cohort.sequences,
-                sequences=self.settings.sequences,
-                slices_per_case=self.settings.slices_per_case,
-                image_size_px=self.settings.image_size_px,
-                label=labels[case.case_id],
-            )
-            for case in chosen
-            if case.case_id in labels
-        ]
-        return cases, cohort.folds
-
     def _dump(self) -> dict[str, Any]:
         """Return plain data for NNI, which sends evaluators to trial processes as JSON."""
-        study = None
-        if self.study is not None:
-            study = {**vars(self.study), "config": self.study.config.model_dump(mode="json")}
-            study = {key: str(value) if isinstance(value, Path) else value for key, value in study.items()}
-        return {"settings": asdict(self.settings), "options": self.options(), "study": study}
+        return {
+            "settings": asdict(self.settings),
+            "options": self.options(),
+            "study": None if self.study is None else self.study.as_json(),
+        }
 
     @classmethod
     def _load(cls, **ir: Any) -> MarkerEvaluator:
         """Rebuild from what `_dump` returned, after a passage through JSON."""
         settings = ClassifierSettings(**{**ir["settings"], "sequences": tuple(ir["settings"]["sequences"])})
-        study = None
-        if ir["study"] is not None:
-            # JSON knows no tuples, paths or models.
-            plain: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in ir["study"].items()
-            }
-            plain["config"] = MarkerConfig.model_validate(plain["config"])
-            for key in ("preprocess_folder", "sheet", "work_folder"):
-                plain[key] = None if plain[key] is None else Path(plain[key])
-            study = MarkerStudy(**plain)
+        study = None if ir["study"] is None else MarkerStudy.from_json(ir["study"])
         return cls(settings, study=study, **ir["options"])
 
     def extra_repr(self) -> str:
         """Show settings and options in ``repr``."""
         return ", ".join(f"{key}={value!r}" for key, value in {**asdict(self.settings), **self.options()}.items())
+
+
+def finished_folds(folder: Path) -> list[Path]:
+    """List the folders of the folds `MarkerEvaluator.cross_validate` has finished in ``folder``.
+
+    Raises:
+        StorageError: There is none.
+    """
+    finished = sorted(path.parent for path in folder.glob(f"fold*/{PREDICTIONS_FILE}"))
+    if not finished:
+        raise StorageError(f"{folder}: holds no finished fold of a classifier; run the classify stage first")
+    return finished
 
 
 def patient_level(frame: pd.DataFrame) -> pd.DataFrame:

@@ -57,6 +57,10 @@ class CaseWithImages(CaseWithLabels, Protocol):
     def present(self) -> Sequence[str]:
         """Sequences the case has."""
 
+    @property
+    def spacing_mm(self) -> Sequence[float]:
+        """Pixel width, pixel height and slice distance of the prepared slices."""
+
     def images(self) -> NDArray[np.float32]:
         """Normalised slices, float32 (Z, C, H, W)."""
 
@@ -89,6 +93,8 @@ class MarkerCase:
         sex: ``M`` or ``F``; none when unknown.
         label: 1 for the marker's positive class, 0 for the other, none when unknown (a patient to predict).
         mask_empty: True when the network found no tumour, so that the middle slices were taken.
+        tumour_volume_ml: Volume of the whole predicted tumour, not of the chosen slices only.
+        pixel_mm: Side of a pixel of the chosen slices.
     """
 
     case_id: str
@@ -100,6 +106,8 @@ class MarkerCase:
     sex: str | None
     label: int | None
     mask_empty: bool
+    tumour_volume_ml: float
+    pixel_mm: float
 
 
 def encode_labels(
@@ -315,6 +323,8 @@ def cut_case(
         sex=case.sex,
         label=label,
         mask_empty=empty,
+        tumour_volume_ml=float((np.asarray(mask) != 0).sum() * np.prod(case.spacing_mm) / 1000),
+        pixel_mm=float(case.spacing_mm[0]) * images.shape[3] / image_size_px,
     )
 
 

@@ -1,15 +1,18 @@
 """Train a network on slices and predict patients: what deep classifiers of a marker share.
 
-A subclass of `SliceClassifierEvaluator` builds a `SliceNetwork`; drawing balanced batches, augmentation, training with
-resumable checkpoints, correction for the balanced draws, aggregation from slices to cases and the files of a fold are
-here.
+A subclass of `SliceClassifierEvaluator` builds a `SliceNetwork`; training with resumable checkpoints, correction for
+the balanced draws, aggregation from slices to cases and the files of a fold are here, the batches in
+`glioma_nas.slice_batches`.
+
+Reference:
+    Ilse, Tomczak and Welling, Attention-based Deep Multiple Instance Learning, ICML 2018, eq. 9: gated attention.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +23,31 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from glioma_nas.errors import ConfigError, StorageError, did_you_mean
 from glioma_nas.files import read_json, write_bytes, write_json
-from glioma_nas.marker_evaluator import ClassifierSettings, MarkerEvaluator, MarkerStudy
+from glioma_nas.marker_evaluator import MarkerEvaluator
+from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
 from glioma_nas.markers import MarkerCase, MetadataEncoder
 from glioma_nas.progress import Progress
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
+from glioma_nas.slice_batches import BalancedSampler, MarkerSlices
 from glioma_nas.training import LAST_CHECKPOINT, FiniteGuard, fit
 
 WEIGHTS_FILE = "weights.safetensors"
 METADATA_FILE = "metadata.json"
-AGGREGATIONS = ("mean", "max")
-
-MAX_ROTATION_DEGREES = 15.0
-MAX_SHIFT = 0.05
-MAX_GAIN = 0.1
+AGGREGATIONS = ("mean", "max", "attention", "auto")
+BAG_SLICES = 4
+"""Slices of a case that attention sees together in training."""
 
 
 class SliceNetwork(nn.Module):
     """A network over slices, their masks and the patient's metadata.
 
     ``forward(image, mask, metadata)`` takes float32 tensors (N, C, H, W), (N, 1, H, W) with values 0 or 1, and (N, 2),
-    and returns named logits (N,), of which ``final`` is the prediction. Others may be there for the loss.
+    and returns named logits (N,), of which ``final`` is the prediction. Others may be there for the loss. A network
+    built for attention returns ``attention`` (N,) as well, the unnormalised weight of each slice; see `pool_bags`.
     """
 
     def loss(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
@@ -56,91 +60,40 @@ class SliceNetwork(nn.Module):
         return F.binary_cross_entropy_with_logits(outputs["final"], target)
 
 
-class MarkerSlices(Dataset[dict[str, Tensor]]):
-    """Augmented slices; an item is asked for as (case index, slice index, seed of the augmentation)."""
-
-    def __init__(self, cases: Sequence[MarkerCase], metadata: NDArray[np.float32]) -> None:
-        self.cases = cases
-        self._metadata = metadata
-
-    def __getitem__(self, draw: tuple[int, int, int]) -> dict[str, Tensor]:
-        """Return image float32 (C, H, W), mask float32 (1, H, W), metadata float32 (2,) and target float32 ()."""
-        index, slice_index, seed = draw
-        case = self.cases[index]
-        image = torch.from_numpy(np.array(case.images[slice_index], dtype=np.float32))
-        mask = torch.from_numpy(np.array(case.mask[slice_index], dtype=np.float32))[None]
-        image, mask = augment(image, mask, torch.Generator().manual_seed(seed))
-        return {
-            "image": image,
-            "mask": mask,
-            "metadata": torch.from_numpy(self._metadata[index]),
-            "target": torch.tensor(float(case.label or 0)),
-        }
-
-
-def augment(image: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, rotate and shift image and mask alike, and change the gain of each channel.
+class SliceAttention(nn.Module):
+    """Gated attention: how much a slice counts, w·(tanh(V h) ⊙ σ(U h)), from its features h.
 
     Args:
-        image: (C, H, W), float32.
-        mask: (1, H, W), float32, 0 or 1.
-        generator: Source of all parameters, which are drawn first.
+        features: Length of h.
+        hidden: Rows of V and U.
+    """
+
+    def __init__(self, features: int, hidden: int = 32) -> None:
+        super().__init__()
+        self.content = nn.Linear(features, hidden)
+        self.gate = nn.Linear(features, hidden)
+        self.weight = nn.Linear(hidden, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (N,) of (N, features); a softmax over the slices of a case makes weights of it."""
+        scores: Tensor = self.weight(torch.tanh(self.content(features)) * torch.sigmoid(self.gate(features)))
+        return scores[:, 0]
+
+
+def pool_bags(outputs: Mapping[str, Tensor], bag: int) -> dict[str, Tensor]:
+    """Reduce the logits of slices to those of bags, weighted by softmax(``attention``) within each bag.
+
+    Args:
+        outputs: Named logits (N,) and ``attention`` (N,); each ``bag`` rows are one case's.
+        bag: Slices of a bag; divides N.
 
     Returns:
-        Image and mask of the same shapes; the mask holds 0 and 1 only.
+        The named logits, (N/bag,), without ``attention``.
     """
-    mirrored, angle, shift_x, shift_y = torch.rand(4, generator=generator).tolist()
-    gain = 1.0 + MAX_GAIN * (2 * torch.rand(image.shape[0], 1, 1, generator=generator) - 1)
-    angle = math.radians(MAX_ROTATION_DEGREES) * (2 * angle - 1)
-    sign = -1.0 if mirrored < 0.5 else 1.0
-    cosine, sine = math.cos(angle), math.sin(angle)
-    matrix = torch.tensor(
-        [
-            [sign * cosine, -sine, 2 * MAX_SHIFT * (2 * shift_x - 1)],
-            [sign * sine, cosine, 2 * MAX_SHIFT * (2 * shift_y - 1)],
-        ]
-    )
-    stack = torch.cat([image * gain, mask])[None]
-    grid = F.affine_grid(matrix[None], list(stack.shape), align_corners=False)
-    moved = F.grid_sample(stack, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    return moved[:-1], (moved[-1:] >= 0.5).float()
-
-
-class BalancedSampler(Sampler[tuple[int, int, int]]):
-    """Draw positives and negatives in turn: a class's patient, one of its cases, one of its slices, all uniformly.
-
-    What is drawn depends on (seed, epoch) only, so an epoch that is done again after an interruption is the same.
-
-    Args:
-        cases: Labelled cases of both classes.
-        length: Draws of an epoch.
-        seed: Seed of the draws.
-    """
-
-    def __init__(self, cases: Sequence[MarkerCase], *, length: int, seed: int) -> None:
-        self._length = length
-        self._seed = seed
-        self._epoch = 0
-        self._patients: dict[int, dict[str, list[int]]] = {0: {}, 1: {}}
-        for index, case in enumerate(cases):
-            self._patients[int(case.label or 0)].setdefault(case.patient_id, []).append(index)
-        self._n_slices = [len(case.images) for case in cases]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the draws of ``epoch``; Lightning calls this before each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        generator = np.random.default_rng(derive_seed(self._seed, "draws", self._epoch))
-        patients = {label: list(groups.values()) for label, groups in self._patients.items()}
-        for position in range(self._length):
-            groups = patients[position % 2]
-            group = groups[int(generator.integers(len(groups)))]
-            index = group[int(generator.integers(len(group)))]
-            yield index, int(generator.integers(self._n_slices[index])), int(generator.integers(2**62))
+    weights = torch.softmax(outputs["attention"].reshape(-1, bag), dim=1)
+    return {
+        name: (weights * logits.reshape(-1, bag)).sum(dim=1) for name, logits in outputs.items() if name != "attention"
+    }
 
 
 class SliceModule(pl.LightningModule):
@@ -152,12 +105,21 @@ class SliceModule(pl.LightningModule):
         weight_decay: Decoupled weight decay.
         total_steps: Optimiser steps of the whole training.
         what: What is trained, for messages.
+        bag: Slices of a case that are judged together; 1 to judge each slice.
     """
 
     def __init__(
-        self, network: SliceNetwork, *, learning_rate: float, weight_decay: float, total_steps: int, what: str
+        self,
+        network: SliceNetwork,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        total_steps: int,
+        what: str,
+        bag: int = 1,
     ) -> None:
         super().__init__()
+        self._bag = bag
         self.network = network
         self.latest_loss = math.nan
         self._learning_rate = learning_rate
@@ -173,7 +135,10 @@ class SliceModule(pl.LightningModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor | None:
         """Return the loss of a batch, or none to skip a step whose loss is not finite."""
         outputs = self.network(batch["image"], batch["mask"], batch["metadata"])
-        loss = self.network.loss(outputs, batch["target"])
+        target = batch["target"]
+        if self._bag > 1:
+            outputs, target = pool_bags(outputs, self._bag), target[:: self._bag]
+        loss = self.network.loss(outputs, target)
         if not self._guard.accepts(loss):
             return None
         self.latest_loss = float(loss.detach())
@@ -203,7 +168,9 @@ class SliceClassifierEvaluator(MarkerEvaluator):
     Args:
         settings: What all classifiers are told.
         study: What `evaluate` works on.
-        aggregate: From slices to a case: ``mean`` or ``max`` of the slices' probabilities.
+        aggregate: From slices to a case: ``mean`` or ``max`` of the slices' probabilities, ``attention`` (weights
+            learnt with the network), or ``auto``: whichever of mean and max is better on the training patients' inner
+            folds.
         weight_decay: Of the optimiser.
     """
 
@@ -242,9 +209,10 @@ class SliceClassifierEvaluator(MarkerEvaluator):
         if _is_trained(folder, labels, seed):
             return
         encoder = MetadataEncoder.of(cases)
-        batch = self.settings.batch_size
+        bag = BAG_SLICES if self.aggregate == "attention" else 1
+        batch = math.ceil(self.settings.batch_size / bag) * bag
         steps = math.ceil(sum(len(case.images) for case in cases) / batch)
-        sampler = BalancedSampler(cases, length=steps * batch, seed=derive_seed(seed, "sampler"))
+        sampler = BalancedSampler(cases, length=steps * batch, seed=derive_seed(seed, "sampler"), bag=bag)
         loader = DataLoader(MarkerSlices(cases, encoder(cases)), batch_size=batch, sampler=sampler)
         with isolated_torch_rng(seed, "weights"):
             network = self.build_network(pretrained=True)
@@ -254,6 +222,7 @@ class SliceClassifierEvaluator(MarkerEvaluator):
             weight_decay=self.weight_decay,
             total_steps=steps * self.settings.epochs,
             what=label,
+            bag=bag,
         )
         training = folder / "training"
         fit(
@@ -285,17 +254,18 @@ class SliceClassifierEvaluator(MarkerEvaluator):
         (training / LAST_CHECKPOINT).unlink(missing_ok=True)
 
     def predict(self, folder: Path, cases: Sequence[MarkerCase], *, device: str = "cpu") -> NDArray[np.float64]:
-        """See `MarkerEvaluator.predict`."""
-        if not (folder / WEIGHTS_FILE).is_file():
-            raise StorageError(f"{folder / WEIGHTS_FILE}: no such file; run the classify stage first")
-        record = read_json(folder / METADATA_FILE)
-        with isolated_torch_rng(0, "replaced by the stored weights"):
-            network = self.build_network(pretrained=False)
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        network.to(device).eval()
+        """See `MarkerEvaluator.predict`; with ``auto`` that is the mean."""
+        return next(iter(self.predict_variants(folder, cases, device=device).values()))
+
+    def predict_variants(
+        self, folder: Path, cases: Sequence[MarkerCase], *, device: str = "cpu"
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """See `MarkerEvaluator.predict_variants`; ``mean`` and ``max`` with ``auto``, else the one asked for."""
+        network, record = self.load_network(folder, device=device)
         metadata = MetadataEncoder(**record["metadata"])(cases)
-        reduce = np.mean if self.aggregate == "mean" else np.max
-        probabilities = []
+        rows: dict[str, list[float]] = {
+            variant: [] for variant in (("mean", "max") if self.aggregate == "auto" else (self.aggregate,))
+        }
         with torch.no_grad():
             for case, row in zip(cases, metadata, strict=True):
                 outputs = network(
@@ -303,9 +273,31 @@ class SliceClassifierEvaluator(MarkerEvaluator):
                     torch.from_numpy(case.mask.astype(np.float32))[:, None].to(device),
                     torch.from_numpy(row).to(device).expand(len(case.images), -1),
                 )
-                slices = torch.sigmoid(outputs["final"].double() + record["log_odds"]).cpu().numpy()
-                probabilities.append(float(reduce(slices)))
-        return np.asarray(probabilities, dtype=np.float64)
+                for variant, values in rows.items():
+                    values.append(_aggregate(outputs, variant, float(record["log_odds"])))
+        return {variant: np.asarray(values, dtype=np.float64) for variant, values in rows.items()}
+
+    def load_network(self, folder: Path, *, device: str = "cpu") -> tuple[SliceNetwork, dict[str, Any]]:
+        """Return the network `fit` left in ``folder``, for predictions, and the record beside it.
+
+        Raises:
+            StorageError: ``folder`` holds no finished training.
+        """
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise StorageError(f"{folder / WEIGHTS_FILE}: no such file; run the classify stage first")
+        record = read_json(folder / METADATA_FILE)
+        with isolated_torch_rng(0, "replaced by the stored weights"):
+            network = self.build_network(pretrained=False)
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        return network.to(device).eval(), record
+
+
+def _aggregate(outputs: Mapping[str, Tensor], variant: str, log_odds: float) -> float:
+    logits = outputs["final"].double() + log_odds
+    if variant == "attention":
+        return float(torch.sigmoid((torch.softmax(outputs["attention"].double(), dim=0) * logits).sum()))
+    probabilities = torch.sigmoid(logits)
+    return float(probabilities.max() if variant == "max" else probabilities.mean())
 
 
 def _is_trained(folder: Path, labels: Mapping[str, int], seed: int) -> bool:

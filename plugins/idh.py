@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glioma_nas.errors import ConfigError, did_you_mean
-from glioma_nas.marker_evaluator import ClassifierSettings, MarkerStudy
-from glioma_nas.plugins.backbones import BACKBONES, build_backbone
+from glioma_nas.errors import ConfigError
+from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
+from glioma_nas.plugins.backbones import Stages, backbone_design
+from glioma_nas.plugins.fusion import FusedBackbone, check_fusion
 from glioma_nas.registry import classifiers
-from glioma_nas.slice_classifier import SliceClassifierEvaluator, SliceNetwork
-
-MODES = ("IMG", "ROI", "MIX")
+from glioma_nas.slice_classifier import SliceAttention, SliceClassifierEvaluator, SliceNetwork
 
 
 class IdhNetwork(SliceNetwork):
@@ -23,32 +22,45 @@ class IdhNetwork(SliceNetwork):
 
     Args:
         sequences: Number of sequences C.
-        backbone: One of `BACKBONES`.
-        mode: ``IMG``: the slices; ``ROI``: the slices times the mask; ``MIX``: the slices and the mask as one channel
-            more.
+        backbone: One of `glioma_nas.plugins.backbones.BACKBONES`.
+        mode: ``IMG``: the slices; ``ROI``: the slices times the mask; ``MIX``: the slices and the mask.
+        fusion: See `glioma_nas.plugins.fusion`.
         metadata: Concatenate age and sex with the features.
+        attention: Return the weight of each slice too.
         pretrained: Weights file of the backbone; none for random weights.
     """
 
     def __init__(
-        self, sequences: int, *, backbone: str, mode: str, metadata: bool, pretrained: Path | None = None
+        self,
+        sequences: int,
+        *,
+        backbone: str,
+        mode: str,
+        metadata: bool,
+        fusion: str = "early",
+        attention: bool = False,
+        pretrained: Path | None = None,
     ) -> None:
         super().__init__()
-        self.mode = mode
         self.metadata = metadata
-        self.backbone = build_backbone(backbone, sequences + (mode == "MIX"), pretrained=pretrained)
+        self.backbone = FusedBackbone(sequences, backbone=backbone, mode=mode, fusion=fusion, pretrained=pretrained)
+        self.trunks: list[Stages] = [trunk for trunk in self.backbone.stages if isinstance(trunk, Stages)]
         self.classifier = nn.Linear(self.backbone.feature_channels + 2 * metadata, 1)
+        self.attention = SliceAttention(self.backbone.feature_channels) if attention else None
+
+    @property
+    def last_stages(self) -> list[nn.Module]:
+        """The modules whose maps Grad-CAM looks at: the last stage of every trunk."""
+        return [trunk.last for trunk in self.trunks]
 
     def forward(self, image: Tensor, mask: Tensor, metadata: Tensor) -> Mapping[str, Tensor]:
-        """Return ``final``, float32 (N,); see `SliceNetwork`."""
-        if self.mode == "ROI":
-            image = image * mask
-        elif self.mode == "MIX":
-            image = torch.cat([image, mask], dim=1)
-        features = self.backbone(image)
-        if self.metadata:
-            features = torch.cat([features, metadata], dim=1)
-        return {"final": self.classifier(features)[:, 0]}
+        """Return ``final``, float32 (N,), and ``attention`` if wanted; see `SliceNetwork`."""
+        features = self.backbone(image, mask)
+        judged = torch.cat([features, metadata], dim=1) if self.metadata else features
+        outputs = {"final": self.classifier(judged)[:, 0]}
+        if self.attention is not None:
+            outputs["attention"] = self.attention(features)
+        return outputs
 
 
 @classifiers.register("idh")
@@ -58,11 +70,12 @@ class IdhEvaluator(SliceClassifierEvaluator):
     Args:
         settings: What all classifiers are told.
         study: What `evaluate` works on.
-        backbone: One of `BACKBONES`; ``small_resnet`` suits CPUs.
+        backbone: One of `glioma_nas.plugins.backbones.BACKBONES`; ``small_resnet`` suits CPUs.
         mode: ``IMG``, ``ROI`` or ``MIX``.
+        fusion: ``early``, ``late``, ``middle1`` or ``middle2``.
         metadata: Use age and sex.
-        pretrained: Weights file of the backbone, see `build_backbone`; none for random weights.
-        aggregate: ``mean`` or ``max`` of the slices' probabilities.
+        pretrained: Weights file of the backbone, see `glioma_nas.plugins.pretrained`; none for random weights.
+        aggregate: See `SliceClassifierEvaluator`.
         weight_decay: Of the optimiser.
 
     Raises:
@@ -76,27 +89,27 @@ class IdhEvaluator(SliceClassifierEvaluator):
         study: MarkerStudy | None = None,
         backbone: str = "small_resnet",
         mode: str = "MIX",
+        fusion: str = "early",
         metadata: bool = True,
         pretrained: str | None = None,
         aggregate: str = "mean",
         weight_decay: float = 1e-2,
     ) -> None:
         super().__init__(settings, study=study, aggregate=aggregate, weight_decay=weight_decay)
-        if mode not in MODES:
-            raise ConfigError(f"unknown mode '{mode}': {did_you_mean(mode, MODES)}")
-        if backbone not in BACKBONES:
-            raise ConfigError(f"unknown backbone '{backbone}': {did_you_mean(backbone, BACKBONES)}")
+        check_fusion(mode, fusion)
+        backbone_design(backbone)
         if pretrained is not None and not Path(pretrained).is_file():
             raise ConfigError(f"{pretrained}: no such weights file; correct 'pretrained' or leave it out")
         self.backbone = backbone
         self.mode = mode
+        self.fusion = fusion
         self.metadata = metadata
         self.pretrained = pretrained
 
     def options(self) -> dict[str, Any]:
         """See `MarkerEvaluator.options`."""
-        own = {"backbone": self.backbone, "mode": self.mode, "metadata": self.metadata, "pretrained": self.pretrained}
-        return {**own, **super().options()}
+        names = ("backbone", "mode", "fusion", "metadata", "pretrained")
+        return {**{name: getattr(self, name) for name in names}, **super().options()}
 
     def build_network(self, *, pretrained: bool) -> SliceNetwork:
         """See `SliceClassifierEvaluator.build_network`."""
@@ -104,6 +117,8 @@ class IdhEvaluator(SliceClassifierEvaluator):
             len(self.settings.sequences),
             backbone=self.backbone,
             mode=self.mode,
+            fusion=self.fusion,
             metadata=self.metadata,
+            attention=self.aggregate == "attention",
             pretrained=Path(self.pretrained) if pretrained and self.pretrained else None,
         )

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glioma_nas.errors import ConfigError, did_you_mean
-from glioma_nas.marker_evaluator import ClassifierSettings, MarkerStudy
-from glioma_nas.plugins.backbones import SplitAttentionBlock, residual_stage, shallow_stem
+from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
+from glioma_nas.plugins.backbones import ShallowStem, pooled, residual_stage
+from glioma_nas.plugins.split_attention import SplitAttentionBlock
 from glioma_nas.registry import classifiers
-from glioma_nas.slice_classifier import SliceClassifierEvaluator, SliceNetwork
+from glioma_nas.slice_classifier import SliceAttention, SliceClassifierEvaluator, SliceNetwork
 
 SCALE_WEIGHTS: Mapping[str, float] = {"s1": 0.025, "s2": 0.025, "s3": 0.2, "s4": 0.35, "final": 0.4}
 """β of eq. 5-2: the main branch's classifiers."""
@@ -60,10 +61,6 @@ def _stages(in_channels: Sequence[int], out_channels: Sequence[int], blocks: Seq
     )
 
 
-def _pooled(features: Tensor) -> Tensor:
-    return features.mean(dim=(2, 3))
-
-
 class KiNet(SliceNetwork):
     """The network of METHOD §9 for slices of two sequences, T1c then FLAIR.
 
@@ -72,10 +69,17 @@ class KiNet(SliceNetwork):
         multi_scale: Weigh the losses of s1 … s4 and the final classifier by β; off: the final classifier's alone.
         merge_in: Feed the main branch the four channels of Merge-IN; off: the branches' shallow features only.
         metadata: Give age and sex to the final classifier.
+        attention: Return the weight of each slice too.
     """
 
     def __init__(
-        self, preset: KiNetPreset, *, multi_scale: bool = True, merge_in: bool = True, metadata: bool = True
+        self,
+        preset: KiNetPreset,
+        *,
+        multi_scale: bool = True,
+        merge_in: bool = True,
+        metadata: bool = True,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         self.multi_scale = multi_scale
@@ -83,9 +87,9 @@ class KiNet(SliceNetwork):
         self.metadata = metadata
         stem, branch, blocks = preset.stem, preset.branch, preset.blocks
         main = (4 * branch[0], *preset.main)
-        self.t1c_stem = shallow_stem(2, stem, preset.stem_kernel)
-        self.t2f_stem = shallow_stem(2, stem, preset.stem_kernel)
-        self.merge_stem = shallow_stem(4, 2 * stem, preset.stem_kernel) if merge_in else None
+        self.t1c_stem = ShallowStem(2, stem, kernel=preset.stem_kernel)
+        self.t2f_stem = ShallowStem(2, stem, kernel=preset.stem_kernel)
+        self.merge_stem = ShallowStem(4, 2 * stem, kernel=preset.stem_kernel) if merge_in else None
         self.t1c_stages = _stages((stem, *branch[:3]), branch, blocks)
         self.t2f_stages = _stages((stem, *branch[:3]), branch, blocks)
         first = 4 * stem if merge_in else 2 * stem
@@ -94,9 +98,15 @@ class KiNet(SliceNetwork):
         self.t2f_head = nn.Linear(branch[3], 1)
         self.main_heads = nn.ModuleList(nn.Linear(width, 1) for width in main)
         self.final_head = nn.Linear(len(main) + 2 * metadata, 1)
+        self.attention = SliceAttention(main[-1]) if attention else None
+
+    @property
+    def last_stages(self) -> list[nn.Module]:
+        """The module whose maps Grad-CAM looks at: the main branch's last stage."""
+        return [self.main_stages[-1]]
 
     def forward(self, image: Tensor, mask: Tensor, metadata: Tensor) -> Mapping[str, Tensor]:
-        """Return logits ``t1c``, ``t2f``, ``s1`` … ``s4`` and ``final``, float32 (N,); see `SliceNetwork`."""
+        """Return logits ``t1c``, ``t2f``, ``s1`` … ``s4``, ``final``, float32 (N,), and ``attention`` if wanted."""
         t1c_in = torch.cat([image[:, 0:1], mask], dim=1)
         t2f_in = torch.cat([image[:, 1:2], mask], dim=1)
         t1c, t2f = self.t1c_stem(t1c_in), self.t2f_stem(t2f_in)
@@ -113,12 +123,14 @@ class KiNet(SliceNetwork):
             scales.append(main)
         for t1c_stage, t2f_stage in zip(list(self.t1c_stages)[1:], list(self.t2f_stages)[1:], strict=True):
             t1c, t2f = t1c_stage(t1c), t2f_stage(t2f)
-        judged = [head(_pooled(scale)) for head, scale in zip(self.main_heads, scales, strict=True)]
+        judged = [head(pooled(scale)) for head, scale in zip(self.main_heads, scales, strict=True)]
         final = self.final_head(torch.cat([*judged, metadata] if self.metadata else judged, dim=1))
         outputs = {f"s{index}": logit[:, 0] for index, logit in enumerate(judged, start=1)}
+        if self.attention is not None:
+            outputs["attention"] = self.attention(pooled(scales[-1]))
         return {
-            "t1c": self.t1c_head(_pooled(t1c))[:, 0],
-            "t2f": self.t2f_head(_pooled(t2f))[:, 0],
+            "t1c": self.t1c_head(pooled(t1c))[:, 0],
+            "t2f": self.t2f_head(pooled(t2f))[:, 0],
             **outputs,
             "final": final[:, 0],
         }
@@ -152,7 +164,7 @@ class KiNetEvaluator(SliceClassifierEvaluator):
         multi_scale: See `KiNet`; with the two below, the 2³ ablation of table 5-3.
         merge_in: See `KiNet`.
         metadata: See `KiNet`.
-        aggregate: ``mean`` or ``max`` of the slices' probabilities.
+        aggregate: See `SliceClassifierEvaluator`.
         weight_decay: Of the optimiser.
 
     Raises:
@@ -196,4 +208,10 @@ class KiNetEvaluator(SliceClassifierEvaluator):
 
     def build_network(self, *, pretrained: bool) -> SliceNetwork:
         """See `SliceClassifierEvaluator.build_network`."""
-        return KiNet(PRESETS[self.preset], multi_scale=self.multi_scale, merge_in=self.merge_in, metadata=self.metadata)
+        return KiNet(
+            PRESETS[self.preset],
+            multi_scale=self.multi_scale,
+            merge_in=self.merge_in,
+            metadata=self.metadata,
+            attention=self.aggregate == "attention",
+        )

@@ -19,7 +19,8 @@ from glioma_nas.config import MarkerConfig, parse_config
 from glioma_nas.errors import CohortError, ConfigError, LabelError, LeakageError, StorageError
 from glioma_nas.files import write_json
 from glioma_nas.folds import make_folds
-from glioma_nas.marker_evaluator import ClassifierSettings, MarkerStudy, build_evaluator, load_evaluator
+from glioma_nas.marker_evaluator import build_evaluator, load_evaluator
+from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
 from glioma_nas.markers import cut_case
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
@@ -104,7 +105,7 @@ def write_segment(folder, preprocess, *, empty=(), leak=()):
         train = [cohort.cases[case_id].patient_id for case_id in cohort.folds.train(fold)]
         train += [case.patient_id] if case.case_id in leak else []
         provenance[case.case_id] = {"network": "student", "fold": fold, "train_patients": train}
-    write_json(folder / "provenance.json", provenance)
+    write_json(folder / "masks_prepared" / "student" / "provenance.json", provenance)
 
 
 def context(root, *, markers=None, missing="error", **changes):
@@ -185,7 +186,7 @@ def test_classify_writes_a_roc_curve_whose_area_is_the_auc(finished):
     own = curves[curves["classifier"] == "idh"]
     area = np.trapezoid(own["true_positive_rate"], own["false_positive_rate"])
     assert area == pytest.approx(results["markers"]["idh"]["metrics"]["auc"]["value"], abs=1e-4)
-    assert set(curves["classifier"]) == {"idh", "age_sex"}
+    assert set(curves["classifier"]) == {"idh", "age_sex", "tumour_volume", "radiomics"}
 
 
 def test_classify_says_which_cases_had_an_empty_mask_and_unknown_age(finished):

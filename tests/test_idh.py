@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from glioma_nas.errors import ConfigError, StorageError
-from glioma_nas.marker_evaluator import ClassifierSettings, build_evaluator, patient_level
-from glioma_nas.plugins.backbones import build_backbone
+from glioma_nas.marker_evaluator import build_evaluator, patient_level
+from glioma_nas.marker_study import ClassifierSettings
+from glioma_nas.plugins.backbones import backbone_design
 from glioma_nas.plugins.idh import IdhNetwork
 from glioma_nas.roc_analysis import auc
 from glioma_nas.testing.classifier_suite import ClassifierSuite, phantom_cases, phantom_folds
@@ -16,6 +19,16 @@ SETTINGS = ClassifierSettings(sequences=("t1ce", "flair"), epochs=8, batch_size=
 
 class TestIdhClassifier(ClassifierSuite):
     classifier = "idh"
+
+
+class TestIdhClassifierWithAttention(ClassifierSuite):
+    classifier = "idh"
+    options: ClassVar = {"aggregate": "attention", "fusion": "middle2"}
+
+
+class TestIdhClassifierThatChoosesItsAggregation(ClassifierSuite):
+    classifier = "idh"
+    options: ClassVar = {"aggregate": "auto"}
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("IMG", 2), ("ROI", 2), ("MIX", 3)])
@@ -55,7 +68,8 @@ def test_idh_network_uses_metadata_only_when_switched_on(used):
         ({"backbone": "resnet5"}, "unknown backbone 'resnet5': did you mean 'resnet50'"),
         ({"aggregate": "median"}, "unknown aggregate 'median'"),
         ({"pretrained": "/nowhere/weights.pt"}, "/nowhere/weights.pt: no such weights file"),
-        ({"fusion": "early"}, "classifier 'idh' has no option 'fusion'"),
+        ({"fusion": "erly"}, "unknown fusion 'erly': did you mean 'early'"),
+        ({"fuson": "early"}, "classifier 'idh' has no option 'fuson': did you mean 'fusion'"),
     ],
 )
 def test_idh_refuses_options_it_does_not_know(options, message):
@@ -65,7 +79,8 @@ def test_idh_refuses_options_it_does_not_know(options, message):
 
 def test_idh_predictions_do_not_need_the_pretrained_file_any_more(tmp_path):
     weights = tmp_path / "weights.safetensors"
-    save_file(build_backbone("small_resnet", 3).body.state_dict(), weights)
+    design = backbone_design("small_resnet")
+    save_file({**design.build_stem(3).state_dict(), **design.build_stages().state_dict()}, weights)
     evaluator = build_evaluator("idh", SETTINGS, {"pretrained": str(weights)})
     evaluator.settings = ClassifierSettings(sequences=("t1ce", "flair"), epochs=1, batch_size=8, image_size_px=32)
     cases = phantom_cases(8)
@@ -73,7 +88,7 @@ def test_idh_predictions_do_not_need_the_pretrained_file_any_more(tmp_path):
     weights.unlink()
     ids = set(frame.query("fold == 0")["case_id"])
     again = evaluator.predict(tmp_path / "run" / "fold0", [case for case in cases if case.case_id in ids])
-    assert again == pytest.approx(frame.query("fold == 0")["probability"].to_numpy(), rel=1e-6)
+    assert again == pytest.approx(frame.query("fold == 0")["probability_uncalibrated"].to_numpy(), rel=1e-6)
 
 
 def test_idh_prediction_is_refused_when_fold_is_not_trained(tmp_path):

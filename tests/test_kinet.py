@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from glioma_nas.errors import ConfigError
-from glioma_nas.marker_evaluator import ClassifierSettings, build_evaluator, patient_level
+from glioma_nas.marker_evaluator import build_evaluator, patient_level
+from glioma_nas.marker_study import ClassifierSettings
 from glioma_nas.plugins.kinet import BRANCH_WEIGHTS, PRESETS, SCALE_WEIGHTS, KiNet
 from glioma_nas.roc_analysis import auc
 from glioma_nas.testing.classifier_suite import ClassifierSuite, phantom_cases, phantom_folds

@@ -9,7 +9,8 @@ import pytest
 from glioma_nas.config import MarkerConfig
 from glioma_nas.errors import CohortError, ConfigError, ImageError, LabelError, LeakageError, StorageError
 from glioma_nas.folds import Folds
-from glioma_nas.marker_evaluator import ClassifierSettings, build_evaluator, load_evaluator, patient_level
+from glioma_nas.marker_evaluator import build_evaluator, load_evaluator, patient_level
+from glioma_nas.marker_study import ClassifierSettings
 from glioma_nas.markers import (
     MetadataEncoder,
     check_folds_hold_both_classes,
@@ -18,7 +19,7 @@ from glioma_nas.markers import (
     cut_case,
     encode_labels,
 )
-from glioma_nas.slice_classifier import BalancedSampler, augment
+from glioma_nas.slice_batches import BalancedSampler, augment
 from glioma_nas.testing.classifier_suite import ClassifierSuite, phantom_cases, phantom_folds
 
 SHEET = Path("cohort.csv")
@@ -151,6 +152,7 @@ class Prepared:
     age: float | None = 40.0
     sex: str | None = "F"
     labels: dict[str, str] = field(default_factory=dict)
+    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 5.0)
 
     def images(self):
         return self.stack
@@ -307,8 +309,8 @@ def test_interrupted_training_continues_to_the_same_result(tmp_path):
     evaluator = build_evaluator("idh", SETTINGS, {})
     whole = evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path / "whole", seed=2)
     with pytest.raises(PowerCut):
-        evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path / "cut", seed=2, progress=CutAfter(5))
-    assert (tmp_path / "cut" / "fold0" / "training" / "last.ckpt").is_file()
+        evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path / "cut", seed=2, progress=CutAfter(2))
+    assert (tmp_path / "cut" / "fold0" / "inner" / "fold0" / "training" / "last.ckpt").is_file()
     resumed = evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path / "cut", seed=2)
     assert resumed.equals(whole)
     assert not (tmp_path / "cut" / "fold0" / "training" / "last.ckpt").exists()

@@ -253,6 +253,9 @@ def test_binary_report_holds_every_figure_with_interval_and_counts():
         "kappa",
         "mcc",
         "brier",
+        "pr_auc",
+        "calibration_slope",
+        "calibration_intercept",
     }
     for estimate in report.values():
         assert estimate.low <= estimate.value <= estimate.high

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -35,6 +36,28 @@ class ClassifyConfig(Section):
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
+    masks: str = Field(
+        "student",
+        description="whose out-of-fold masks: student, teacher, a baseline network, expert (the sheet's, drawn by "
+        "people) or given (the sheet's, made by networks that mask_provenance describes)",
+    )
+    mask_provenance: Path | None = Field(
+        None, description="for masks: given; JSON of case id → {network, train_patients}; relative to the sheet"
+    )
+    baselines: tuple[str, ...] = Field(
+        ("age_sex", "tumour_volume", "radiomics"), description="classifiers shown beside every marker's own"
+    )
+    inner_folds: int = Field(
+        3, ge=2, description="folds of the training patients on which threshold and temperature are chosen"
+    )
     slices_per_case: int = Field(8, ge=1, description="axial slices with the largest predicted tumour area")
     image_size_px: int = Field(96, ge=32)
     bootstrap_samples: int = Field(1000, ge=100)
+    permutation_samples: int = Field(1000, ge=100)
+    subgroups: tuple[str, ...] = Field(
+        ("sex", "age", "grade", "site"), description="columns to split the results by, where the sheet has them"
+    )
+    abstain_margin: float = Field(
+        0.0, ge=0, lt=0.5, description="make no call for a patient whose probability is this near to the threshold"
+    )
+    grad_cam_cases: int = Field(4, ge=0, description="patients whose Grad-CAM maps are drawn, for each marker")

@@ -25,7 +25,8 @@ from glioma_nas.config import RunConfig
 from glioma_nas.epoch_metrics import listening
 from glioma_nas.errors import ConfigError, LabelError
 from glioma_nas.files import read_json, write_json
-from glioma_nas.marker_evaluator import MarkerStudy, build_evaluator
+from glioma_nas.marker_evaluator import build_evaluator
+from glioma_nas.marker_study import MarkerStudy
 from glioma_nas.nni_experiments.trial_channel import TrialChannel
 from glioma_nas.nni_experiments.trial_metrics import TrialResult, intermediate_metrics
 from glioma_nas.nni_experiments.trial_pages import TrialBoard, write_trial_page

@@ -1,9 +1,9 @@
-"""Stage: predict molecular markers from images, out-of-fold masks, age and sex, beside the age-and-sex baseline.
+"""Stage: predict molecular markers from images, out-of-fold masks, age and sex, beside baselines.
 
-For each marker ``MARKER/`` holds ``predictions.csv`` (one row a case), ``metrics.json`` and ``roc.csv`` (patient
-level), the same of the baseline as ``baseline_age_sex_*``, ``summary.json``, and in ``CLASSIFIER/`` and ``age_sex/``
-the classifiers of every fold. Everything that can be wrong with labels, folds, masks or options is found before the
-first training starts.
+For each marker ``MARKER/`` holds ``predictions.csv`` (one row a case), ``metrics.json``, ``roc.csv``,
+``reliability.csv``, ``subgroups.csv``, ``abstention.csv`` (patient level), predictions and metrics of the baselines as
+``baseline_NAME_*``, ``summary.json``, and in ``CLASSIFIER/`` and ``NAME/`` the classifiers of every fold. Everything
+that can be wrong with labels, folds, masks or options is found before the first training starts.
 """
 
 from __future__ import annotations
@@ -14,48 +14,57 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from glioma_nas.binary_statistics import binary_report
 from glioma_nas.config import ClassifyConfig, MarkerConfig, RunConfig
-from glioma_nas.errors import CohortError, StorageError
-from glioma_nas.files import read_json, write_json, write_text
-from glioma_nas.marker_evaluator import (
-    PREDICTION_COLUMNS,
-    ClassifierSettings,
-    MarkerEvaluator,
-    build_evaluator,
-    patient_level,
-    save_evaluator,
+from glioma_nas.errors import CohortError
+from glioma_nas.files import write_json, write_text
+from glioma_nas.marker_analysis import (
+    Analysis,
+    abstention_table,
+    analyse,
+    before_temperature,
+    describe_patients,
+    reliability_table,
+    roc_table,
+    subgroup_table,
 )
+from glioma_nas.marker_evaluator import PREDICTION_COLUMNS, MarkerEvaluator, build_evaluator, save_evaluator
+from glioma_nas.marker_masks import MaskSource, mask_source
+from glioma_nas.marker_study import ClassifierSettings
 from glioma_nas.markers import (
     MarkerCase,
     check_folds_hold_both_classes,
-    check_out_of_fold,
     cut_case,
     encode_labels,
 )
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCase, PreparedCohort
-from glioma_nas.roc_analysis import Comparison, Estimate, paired_delong, roc_curve
-from glioma_nas.seeding import derive_seed, numpy_generator
+from glioma_nas.roc_analysis import Estimate
+from glioma_nas.seeding import derive_seed
 
 BASELINE = "age_sex"
-MASKS_FOLDER = Path("masks_prepared") / "student"
-PROVENANCE_FILE = "provenance.json"
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One marker, checked and ready to train."""
+class MarkerPlan:
+    """One marker, checked and ready to train.
+
+    Attributes:
+        name: Of the marker.
+        config: Of the marker.
+        masks: Whose masks are used.
+        labels: Case id → 0 or 1.
+        cases: Those with a label, in the sheet's order.
+        n_label_unknown: Cases left out because their label is unknown.
+        lacking: Case id → a sequence of the marker it lacks.
+    """
 
     name: str
     config: MarkerConfig
-    evaluators: Mapping[str, MarkerEvaluator]
+    masks: MaskSource
     labels: Mapping[str, int]
     cases: tuple[PreparedCase, ...]
     n_label_unknown: int
@@ -63,7 +72,7 @@ class _Plan:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Cross-validate every marker's classifier and the baseline; see `glioma_nas.pipeline.Stage`.
+    """Cross-validate every marker's classifier and the baselines; see `glioma_nas.pipeline.Stage`.
 
     Raises:
         LabelError: A marker's labels cannot be used.
@@ -73,14 +82,18 @@ def run(context: StageContext) -> dict[str, Any]:
         StorageError: A mask is missing.
     """
     cohort = PreparedCohort.load(context.inputs["preprocess"])
-    plans = [_plan(context, cohort, name, marker) for name, marker in context.config.classify.markers.items()]
+    plans = []
+    for name, marker in context.config.classify.markers.items():
+        evaluators = build_evaluators(context.config, marker)
+        masks = mask_source(context.config, context.inputs.get("segment"))
+        plans.append((plan_marker(context.config, cohort, masks, name, marker), evaluators))
     if not plans:
         context.progress.note("classify: no markers configured")
-    return {"markers": {plan.name: _classify(context, cohort, plan) for plan in plans}}
+    return {"markers": {plan.name: _classify(context, cohort, plan, own) for plan, own in plans}}
 
 
 def build_evaluators(config: RunConfig, marker: MarkerConfig) -> dict[str, MarkerEvaluator]:
-    """Build a marker's classifier and the baseline that stands beside it, by name.
+    """Build a marker's classifier and the baselines that stand beside it, by name.
 
     Raises:
         UnknownNameError: No classifier has that name.
@@ -89,13 +102,27 @@ def build_evaluators(config: RunConfig, marker: MarkerConfig) -> dict[str, Marke
     settings = classifier_settings(config.classify, marker)
     return {
         name: build_evaluator(name, settings, marker.options if name == marker.classifier else {})
-        for name in dict.fromkeys((marker.classifier, BASELINE))
+        for name in dict.fromkeys((marker.classifier, BASELINE, *config.classify.baselines))
     }
 
 
-def _plan(context: StageContext, cohort: PreparedCohort, name: str, marker: MarkerConfig) -> _Plan:
-    config = context.config
-    evaluators = build_evaluators(config, marker)
+def classifier_settings(config: ClassifyConfig, marker: MarkerConfig) -> ClassifierSettings:
+    """Return what all classifiers of a marker are told."""
+    return ClassifierSettings(
+        sequences=marker.sequences,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        slices_per_case=config.slices_per_case,
+        image_size_px=config.image_size_px,
+        inner_folds=config.inner_folds,
+    )
+
+
+def plan_marker(
+    config: RunConfig, cohort: PreparedCohort, masks: MaskSource, name: str, marker: MarkerConfig
+) -> MarkerPlan:
+    """Find the marker's labels and cases, and everything that is wrong with them or their masks; see `run`."""
     everyone = list(cohort.cases.values())
     known = encode_labels(everyone, name, marker, sheet=config.cohort.sheet, n_folds=cohort.folds.n)
     lacking = {
@@ -114,105 +141,85 @@ def _plan(context: StageContext, cohort: PreparedCohort, name: str, marker: Mark
     # Once more, for the cases that remain.
     labels = encode_labels(cases, name, marker, sheet=config.cohort.sheet, n_folds=cohort.folds.n)
     check_folds_hold_both_classes(cohort.folds, labels, name)
-    provenance = context.inputs["segment"] / PROVENANCE_FILE
-    check_out_of_fold(read_json(provenance), cases, source=provenance)
-    return _Plan(name, marker, evaluators, labels, cases, len(everyone) - len(known), lacking)
+    masks.check(cases)
+    return MarkerPlan(name, marker, masks, labels, cases, len(everyone) - len(known), lacking)
 
 
-def classifier_settings(config: ClassifyConfig, marker: MarkerConfig) -> ClassifierSettings:
-    """Return what a marker's classifier is told."""
-    return ClassifierSettings(
-        sequences=marker.sequences,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        slices_per_case=config.slices_per_case,
-        image_size_px=config.image_size_px,
-    )
+def cut_cases(config: RunConfig, cohort: PreparedCohort, plan: MarkerPlan) -> list[MarkerCase]:
+    """Cut the classifier inputs of every case of the plan."""
+    return [
+        cut_case(
+            case,
+            plan.masks.read(case),
+            order=cohort.sequences,
+            sequences=plan.config.sequences,
+            slices_per_case=config.classify.slices_per_case,
+            image_size_px=config.classify.image_size_px,
+            label=plan.labels[case.case_id],
+            zero_missing=config.cohort.missing_sequence == "zero",
+        )
+        for case in plan.cases
+    ]
 
 
-def _classify(context: StageContext, cohort: PreparedCohort, plan: _Plan) -> dict[str, Any]:
+def _classify(
+    context: StageContext, cohort: PreparedCohort, plan: MarkerPlan, evaluators: Mapping[str, MarkerEvaluator]
+) -> dict[str, Any]:
     folder = context.folder / plan.name
-    cases = [_cut(context, cohort, plan, case) for case in plan.cases]
+    config = context.config
+    cases = cut_cases(config, cohort, plan)
     frames: dict[str, pd.DataFrame] = {}
-    reports: dict[str, dict[str, Estimate]] = {}
-    for classifier, evaluator in plan.evaluators.items():
+    for classifier, evaluator in evaluators.items():
         frames[classifier] = evaluator.cross_validate(
             cases,
             cohort.folds,
             folder=folder / classifier,
             progress=context.progress,
-            seed=derive_seed(context.config.seed, "classify", plan.name, classifier),
-            device=context.config.device,
+            seed=derive_seed(config.seed, "classify", plan.name, classifier),
+            device=config.device,
             label=plan.name if classifier == plan.config.classifier else f"{plan.name} {classifier}",
         )
         save_evaluator(folder / classifier, classifier, evaluator)
-        reports[classifier] = _report(context, plan, classifier, frames[classifier])
-    summary = _summary(context, cohort, plan, cases, frames, reports)
-    _write(folder, plan, frames, reports, summary)
+    analysis = analyse(
+        frames,
+        classifiers=(plan.config.classifier,),
+        seed=config.seed,
+        marker=plan.name,
+        bootstrap_samples=config.classify.bootstrap_samples,
+        permutation_samples=config.classify.permutation_samples,
+    )
+    described = describe_patients(
+        analysis.patients[plan.config.classifier], cases, {case.case_id: case.labels for case in plan.cases}
+    )
+    subgroups, absent = subgroup_table(described, config.classify.subgroups)
+    summary = {
+        **_summary(config, cohort, plan, cases, analysis),
+        "options": evaluators[plan.config.classifier].options(),
+        "subgroup_columns_not_in_sheet": absent,
+        "before_temperature_scaling": before_temperature(frames[plan.config.classifier]),
+    }
+    _write_tables(folder, config, plan, frames, analysis, subgroups)
+    for name in evaluators:
+        for prefix in _prefixes(plan, name):
+            write_json(folder / f"{prefix}metrics.json", _as_json(analysis.reports[name], cohort.folds.n))
+    write_json(folder / "summary.json", summary)
     context.progress.note(f"{plan.name}: {summary['statement']}")
     _logger.info("marker %s: out-of-fold AUC %.3f", plan.name, summary["metrics"]["auc"]["value"])
     return summary
 
 
-def _cut(context: StageContext, cohort: PreparedCohort, plan: _Plan, case: PreparedCase) -> MarkerCase:
-    return cut_case(
-        case,
-        _read_mask(context.inputs["segment"] / MASKS_FOLDER / f"{case.case_id}.npy"),
-        order=cohort.sequences,
-        sequences=plan.config.sequences,
-        slices_per_case=context.config.classify.slices_per_case,
-        image_size_px=context.config.classify.image_size_px,
-        label=plan.labels[case.case_id],
-        zero_missing=context.config.cohort.missing_sequence == "zero",
-    )
-
-
-def _read_mask(path: Path) -> NDArray[np.uint8]:
-    try:
-        mask: NDArray[np.uint8] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as err:
-        raise StorageError(f"{path}: predicted mask missing or damaged ({err}); run the segment stage again") from err
-    return mask
-
-
-def _report(context: StageContext, plan: _Plan, classifier: str, frame: pd.DataFrame) -> dict[str, Estimate]:
-    patients = patient_level(frame)
-    return binary_report(
-        patients["label"],
-        patients["probability"],
-        patients["threshold"],
-        samples=context.config.classify.bootstrap_samples,
-        # The same draws for classifier and baseline: their intervals then differ by the predictions alone.
-        generator=numpy_generator(context.config.seed, "classify", plan.name, "bootstrap"),
-        groups=patients["fold"].tolist(),
-    )
-
-
-def _compare(plan: _Plan, frames: Mapping[str, pd.DataFrame]) -> Comparison | None:
-    if plan.config.classifier == BASELINE:
-        return None
-    first, second = (patient_level(frames[name]) for name in (plan.config.classifier, BASELINE))
-    return paired_delong(first["label"], first["probability"], second["probability"])
-
-
 def _summary(
-    context: StageContext,
-    cohort: PreparedCohort,
-    plan: _Plan,
-    cases: Sequence[MarkerCase],
-    frames: Mapping[str, pd.DataFrame],
-    reports: Mapping[str, Mapping[str, Estimate]],
+    config: RunConfig, cohort: PreparedCohort, plan: MarkerPlan, cases: Sequence[MarkerCase], analysis: Analysis
 ) -> dict[str, Any]:
-    own = reports[plan.config.classifier]
-    comparison = _compare(plan, frames)
+    own = analysis.reports[plan.config.classifier]
     rule = f"= {plan.config.positive}" if plan.config.positive is not None else f"≥ {plan.config.threshold:g}"
-    zeroed = context.config.cohort.missing_sequence == "zero"
+    zeroed = config.cohort.missing_sequence == "zero"
+    against = {item.baseline: item.as_json() for item in analysis.versus}
     return {
         "column": plan.config.column,
         "positive_class": f"{plan.config.column} {rule}",
         "classifier": plan.config.classifier,
-        "options": plan.evaluators[plan.config.classifier].options(),
+        "masks": plan.masks.words,
         "sequences": list(plan.config.sequences),
         "split": _split(cohort.folds.n),
         "n_patients": own["auc"].n,
@@ -225,26 +232,15 @@ def _summary(
         "n_age_unknown": sum(case.age is None for case in cases),
         "n_sex_unknown": sum(case.sex is None for case in cases),
         "metrics": _as_json(own, cohort.folds.n),
-        "baseline_age_sex": _as_json(reports[BASELINE], cohort.folds.n),
-        "auc_minus_baseline": None if comparison is None else comparison.as_json(),
-        "statement": _statement(own["auc"], reports[BASELINE]["auc"], comparison),
+        "baseline_age_sex": _as_json(analysis.reports[BASELINE], cohort.folds.n),
+        "baselines": {
+            item.baseline: _as_json(analysis.reports[item.baseline], cohort.folds.n) for item in analysis.versus
+        },
+        "auc_minus_baseline": against.get(BASELINE),
+        "auc_minus_baselines": against,
+        "permutation_p": {name: round(value, 4) for name, value in analysis.permutation_p.items()},
+        "statement": analysis.statement(plan.config.classifier),
     }
-
-
-def _statement(own: Estimate, baseline: Estimate, comparison: Comparison | None) -> str:
-    text = (
-        f"out-of-fold AUC {own.value:.3f} (95 % interval {own.low:.3f} to {own.high:.3f}; {own.n} patients, "
-        f"{own.n_positive} positive)"
-    )
-    if comparison is None:
-        return text
-    if comparison.low > 0:
-        verdict = "better than"
-    elif comparison.high < 0:
-        verdict = "worse than"
-    else:
-        verdict = "not shown to differ from"
-    return f"{text}; {verdict} age and sex alone ({baseline.value:.3f}; paired DeLong p = {comparison.p_value:.3f})"
 
 
 def _split(n_folds: int) -> str:
@@ -255,39 +251,30 @@ def _as_json(report: Mapping[str, Estimate], n_folds: int) -> dict[str, dict[str
     return {name: {**estimate.as_json(), "split": _split(n_folds)} for name, estimate in report.items()}
 
 
-def _write(
+def _write_tables(
     folder: Path,
-    plan: _Plan,
+    config: RunConfig,
+    plan: MarkerPlan,
     frames: Mapping[str, pd.DataFrame],
-    reports: Mapping[str, Mapping[str, Estimate]],
-    summary: Mapping[str, Any],
+    analysis: Analysis,
+    subgroups: pd.DataFrame,
 ) -> None:
-    rows = []
     for classifier, frame in frames.items():
         table = frame[list(PREDICTION_COLUMNS)].assign(
-            predicted=(frame["probability"] >= frame["threshold"]).astype(int)
+            predicted=(frame["probability"] >= frame["threshold"]).astype(int),
+            abstained=((frame["probability"] - frame["threshold"]).abs() < config.classify.abstain_margin).astype(int),
         )
-        patients = patient_level(frame)
-        for false_rate, true_rate, threshold in zip(
-            *roc_curve(patients["label"], patients["probability"]), strict=True
-        ):
-            rows.append(
-                {
-                    "classifier": classifier,
-                    "false_positive_rate": false_rate,
-                    "true_positive_rate": true_rate,
-                    # The curve starts above every probability; CSV has no infinity that all readers know.
-                    "threshold": threshold if np.isfinite(threshold) else None,
-                }
-            )
         for prefix in _prefixes(plan, classifier):
             write_text(folder / f"{prefix}predictions.csv", table.to_csv(index=False))
-            metrics = summary["metrics"] if prefix == "" else summary["baseline_age_sex"]
-            write_json(folder / f"{prefix}metrics.json", metrics)
-    write_text(folder / "roc.csv", pd.DataFrame(rows).to_csv(index=False))
-    write_json(folder / "summary.json", dict(summary))
+    for name, rows in (
+        ("roc", roc_table(analysis)),
+        ("reliability", reliability_table(analysis)),
+        ("subgroups", subgroups),
+        ("abstention", abstention_table(analysis.patients[plan.config.classifier])),
+    ):
+        write_text(folder / f"{name}.csv", rows.to_csv(index=False))
 
 
-def _prefixes(plan: _Plan, classifier: str) -> list[str]:
+def _prefixes(plan: MarkerPlan, classifier: str) -> list[str]:
     own = [""] if classifier == plan.config.classifier else []
-    return [*own, f"baseline_{BASELINE}_"] if classifier == BASELINE else own
+    return own if own and classifier != BASELINE else [*own, f"baseline_{classifier}_"]

@@ -20,13 +20,13 @@ from glioma_nas.trained_networks import load_network, network_names
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write masks/{network}/{case}.nii.gz, masks_prepared/{network}/{case}.npy, dice.csv and provenance.json."""
+    """Write masks/{network}/{case}.nii.gz, dice.csv and in masks_prepared/{network} {case}.npy and provenance.json."""
     cohort = PreparedCohort.load(context.inputs["preprocess"])
     names = network_names(context.config)
     jobs = [(fold, name) for fold in range(cohort.folds.n) for name in names]
     n_steps = sum(len(cohort.folds.test(fold)) for fold, _ in jobs)
     rows: list[dict[str, Any]] = []
-    provenance: dict[str, dict[str, Any]] = {}
+    provenance: dict[str, dict[str, Any]] = {name: {} for name in names}
     with context.progress.task("segment", n_steps) as task:
         for fold, name in jobs:
             trained_on = read_json(context.inputs["train"] / f"fold{fold}" / name / "trained_on.json")["patients"]
@@ -45,11 +45,11 @@ def run(context: StageContext) -> dict[str, Any]:
                     row = _segment(context, network, case, name, fold)
                     write_json(row_file, row)
                 rows.append(read_json(row_file))
-                if name == "student":
-                    provenance[case_id] = {"network": name, "fold": fold, "train_patients": trained_on}
+                provenance[name][case_id] = {"network": name, "fold": fold, "train_patients": trained_on}
                 task.advance(1)
     write_text(context.folder / "dice.csv", pd.DataFrame(rows).to_csv(index=False))
-    write_json(context.folder / "provenance.json", provenance)
+    for name, record in provenance.items():
+        write_json(context.folder / "masks_prepared" / name / "provenance.json", record)
     table = pd.DataFrame(rows)
     return {
         "mean_dice": {name: _mean(table, name) for name in names},

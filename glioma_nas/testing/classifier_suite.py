@@ -19,12 +19,12 @@ from nni.nas.evaluator import Evaluator
 from glioma_nas.folds import Folds
 from glioma_nas.marker_evaluator import (
     PREDICTION_COLUMNS,
-    ClassifierSettings,
     MarkerEvaluator,
     build_evaluator,
     load_evaluator,
     save_evaluator,
 )
+from glioma_nas.marker_study import ClassifierSettings
 from glioma_nas.markers import MarkerCase
 from glioma_nas.registry import classifiers
 
@@ -66,6 +66,8 @@ def phantom_cases(
                 sex=(None, "M", "F")[int(generator.integers(3))],
                 label=label,
                 mask_empty=False,
+                tumour_volume_ml=float(tumour.sum()) * n_slices / 1000,
+                pixel_mm=1.0,
             )
         )
     return cases
@@ -110,7 +112,7 @@ class ClassifierSuite:
         assert next(entry for entry in classifiers.entries() if entry.name == self.classifier).summary
 
     def test_cross_validation_predicts_each_case_once_out_of_fold(self, tmp_path: Path) -> None:
-        """One row a case, in the fold that holds it out, with one threshold a fold."""
+        """One row a case, in the fold that holds it out, with one threshold and one temperature a fold."""
         cases = phantom_cases(12)
         frame = self.cross_validate(tmp_path, cases)
         assert tuple(frame.columns) == PREDICTION_COLUMNS
@@ -119,14 +121,14 @@ class ClassifierSuite:
             (case_id, fold) for fold in range(folds.n) for case_id in folds.test(fold)
         ]
         assert frame["probability"].between(0, 1).all() and frame["threshold"].between(0, 1).all()
-        assert frame.groupby("fold")["threshold"].nunique().eq(1).all()
+        assert frame.groupby("fold")[["threshold", "temperature"]].nunique().eq(1).all(axis=None)
 
     def test_predictions_and_threshold_do_not_depend_on_labels_of_the_test_fold(self, tmp_path: Path) -> None:
         """Flipping held-out labels changes nothing, or the classifier has peeked."""
         cases = phantom_cases(12)
         first = phantom_folds(cases).test(0)
         flipped = [replace(case, label=1 - (case.label or 0)) if case.case_id in first else case for case in cases]
-        columns = ["probability", "threshold"]
+        columns = ["probability", "threshold", "temperature"]
         honest = self.cross_validate(tmp_path / "a", cases).query("fold == 0")[columns]
         other = self.cross_validate(tmp_path / "b", flipped).query("fold == 0")[columns]
         pd.testing.assert_frame_equal(honest, other, check_exact=True)
@@ -160,7 +162,7 @@ class ClassifierSuite:
         unlabelled = {case.case_id: replace(case, label=None) for case in cases}
         rows = frame.query("fold == 1")
         predicted = again.predict(tmp_path / "fold1", [unlabelled[case_id] for case_id in rows["case_id"]])
-        np.testing.assert_allclose(predicted, rows["probability"], rtol=1e-6)
+        np.testing.assert_allclose(predicted, rows["probability_uncalibrated"], rtol=1e-6)
         ensemble = again.predict_folds(tmp_path, list(unlabelled.values()))
         assert ensemble.shape == (12,) and ((ensemble >= 0) & (ensemble <= 1)).all()
 

@@ -1,0 +1,76 @@
+"""Commands that reproduce the published tables about markers: ``study table-3-2``, ``3-3``, ``5-2``, ``5-3``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from glioma_nas.cli.application import (
+    ConfigArgument,
+    OutOption,
+    PluginOption,
+    SetOption,
+    load_plugins,
+    load_run_config,
+    run_folder,
+    shown_progress,
+)
+from glioma_nas.cli.study_app import study_app
+
+_HELP = {
+    "table-3-2": "IDH: two backbones by three input modes, beside baselines and the source's figures.",
+    "table-3-3": "IDH: early, late and two middle fusions of the sequences.",
+    "table-5-2": "Ki67: ResNet, ResNeSt, CentralNet (with its weights) and KiNet.",
+    "table-5-3": "Ki67: the eight ablations of KiNet.",
+}
+_SHEET_MASKS = ("expert", "given")
+MarkerOption = Annotated[
+    str | None, typer.Option("--marker", help="marker of the configuration [default: the table's]", show_default=False)
+]
+PresetOption = Annotated[str, typer.Option("--preset", help="small (CPU) or full (the published sizes, for a GPU)")]
+
+
+def _study_command(name: str) -> None:
+    def command(
+        config: ConfigArgument,
+        out: OutOption = None,
+        marker: MarkerOption = None,
+        preset: PresetOption = "small",
+        override: SetOption = None,
+        plugin: PluginOption = None,
+    ) -> None:
+        from glioma_nas.marker_evaluator import finished_folds, load_evaluator
+        from glioma_nas.marker_studies.page import write_page
+        from glioma_nas.marker_studies.runner import run_study, slug
+        from glioma_nas.marker_studies.tables import TABLES
+        from glioma_nas.pipeline import Pipeline
+
+        loaded = load_run_config(config, override, plugin)
+        load_plugins(loaded.plugins)
+        folder = run_folder(config, out)
+        # Masks of the sheet need no network; a network's need everything up to the segment stage.
+        stages = ("preprocess", "latency", "search", "train", "segment")
+        with shown_progress() as progress:
+            Pipeline(loaded, folder, progress).run(stages[:1] if loaded.classify.masks in _SHEET_MASKS else stages)
+            result = run_study(
+                loaded, TABLES[name], run_folder=folder.resolve(), progress=progress, marker=marker, preset=preset
+            )
+            weights = None
+            for row in result.table.rows:
+                if row.classifier == "central_net":
+                    own = result.folder / "models" / slug(row.label)
+                    evaluator = load_evaluator(own)
+                    folds = [evaluator.fusion_weights(fold) for fold in finished_folds(own)]
+                    weights = {
+                        branch: [sum(fold[branch][stage] for fold in folds) / len(folds) for stage in range(4)]
+                        for branch in folds[0]
+                    }
+            write_page(result, weights)
+        typer.echo(result.folder / "report.html")
+
+    study_app.command(name, help=_HELP[name])(command)
+
+
+for _name in _HELP:
+    _study_command(_name)

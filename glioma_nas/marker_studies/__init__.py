@@ -1,0 +1,1 @@
+"""Reproduce the published tables about molecular markers on any cohort."""

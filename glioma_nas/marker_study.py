@@ -1,0 +1,128 @@
+"""Which patients and which marker a segmentation network is scored on, and the classifier inputs its masks give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glioma_nas.config import MarkerConfig
+from glioma_nas.errors import LeakageError
+from glioma_nas.markers import FoldSplit, MarkerCase, cut_case, encode_labels
+from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """What all classifiers of a marker are told.
+
+    Attributes:
+        sequences: Sequences, in channel order.
+        epochs: Training epochs.
+        batch_size: Slices of one optimiser step.
+        learning_rate: Of the optimiser.
+        slices_per_case: See `glioma_nas.markers.choose_slices`.
+        image_size_px: Side of the slices the classifier sees.
+        inner_folds: Folds of the training patients on which `glioma_nas.marker_tuning` chooses.
+    """
+
+    sequences: tuple[str, ...]
+    epochs: int = 30
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    slices_per_case: int = 8
+    image_size_px: int = 96
+    inner_folds: int = 3
+
+
+@dataclass(frozen=True)
+class MarkerStudy:
+    """Which patients and which marker `MarkerEvaluator.evaluate` scores a segmentation network on. Plain data.
+
+    Attributes:
+        preprocess_folder: Finished folder of the preprocess stage.
+        marker: Name of the marker.
+        config: Column and rule of the marker.
+        sheet: Cohort sheet, for messages.
+        network_sequences: Input channels of the segmentation network, in order.
+        network_patients: Patients the segmentation network was or will be trained on; none of them is scored.
+        case_ids: Cases to score; none for all whose patient the network has not seen.
+        work_folder: Where temporary weights go; none for the system's temporary folder.
+        seed: Seed of the classifiers.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    preprocess_folder: Path
+    marker: str
+    config: MarkerConfig
+    sheet: Path
+    network_sequences: tuple[str, ...]
+    network_patients: tuple[str, ...] = ()
+    case_ids: tuple[str, ...] | None = None
+    work_folder: Path | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data, for NNI's trial processes."""
+        plain = {**vars(self), "config": self.config.model_dump(mode="json")}
+        return {key: str(value) if isinstance(value, Path) else value for key, value in plain.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MarkerStudy:
+        """Rebuild from what `as_json` returned, after JSON, which knows no tuples, paths or models."""
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        plain["config"] = MarkerConfig.model_validate(plain["config"])
+        for key in ("preprocess_folder", "sheet", "work_folder"):
+            plain[key] = None if plain[key] is None else Path(plain[key])
+        return cls(**plain)
+
+
+def cases_of_study(model: Any, study: MarkerStudy, settings: ClassifierSettings) -> tuple[list[MarkerCase], FoldSplit]:
+    """Segment the study's patients with ``model`` and cut a classifier's inputs out.
+
+    Args:
+        model: Network (N, C, H, W) → logits (N, K, H, W); class 0 is background.
+        study: Patients and marker.
+        settings: Of the classifier.
+
+    Raises:
+        LeakageError: A case to score belongs to a patient the network was trained on.
+        LabelError: The marker's labels cannot be used.
+    """
+    from glioma_nas.prepared import PreparedCohort
+
+    cohort = PreparedCohort.load(study.preprocess_folder)
+    seen = frozenset(study.network_patients)
+    if study.case_ids is None:
+        chosen = [case for case in cohort.cases.values() if case.patient_id not in seen]
+    else:
+        chosen = [cohort.cases[case_id] for case_id in study.case_ids]
+    for case in chosen:
+        if case.patient_id in seen:
+            raise LeakageError(
+                f"case {case.case_id}: the segmentation network was trained on its patient; score it on patients "
+                "it has not seen"
+            )
+    labels = encode_labels(chosen, study.marker, study.config, sheet=study.sheet, n_folds=cohort.folds.n)
+    cases = []
+    for case in chosen:
+        if case.case_id in labels:
+            probability = predict_probability(
+                model, case.images(), cohort.sequences, study.network_sequences, device=study.device
+            )
+            cases.append(
+                cut_case(
+                    case,
+                    (probability >= THRESHOLD).astype(np.uint8),
+                    order=cohort.sequences,
+                    sequences=settings.sequences,
+                    slices_per_case=settings.slices_per_case,
+                    image_size_px=settings.image_size_px,
+                    label=labels[case.case_id],
+                )
+            )
+    return cases, cohort.folds
