@@ -17,6 +17,7 @@ from glioma_nas.cli import (  # noqa: F401
     cohort_commands,
     component_commands,
     latency_commands,
+    latency_study_commands,
     marker_study_commands,
     nni_commands,
     pipeline_commands,
