@@ -15,8 +15,8 @@ import nni
 from nni.nas.evaluator.pytorch import DataLoader, Lightning
 from torch import nn
 
-from glioma_nas.errors import CohortError, ConfigError
-from glioma_nas.evaluators.segmentation_module import SegmentationModule
+from glioma_nas.errors import CohortError, ConfigError, did_you_mean
+from glioma_nas.evaluators.segmentation_module import CHECKPOINTS, SegmentationModule
 from glioma_nas.files import read_json, write_json
 from glioma_nas.nni_bridge import current_sample, in_trial, sample_key
 from glioma_nas.prepared import PreparedCase, PreparedCohort
@@ -29,6 +29,7 @@ from glioma_nas.training import (
     history_of,
     interruptible,
     make_trainer,
+    require_finite_weights,
     resume_arguments,
 )
 
@@ -37,18 +38,21 @@ TRIAL_RESULT = "result.json"
 
 
 def split_training_cases(
-    cohort: PreparedCohort, *, fold: int, split: str, seed: int
+    cohort: PreparedCohort, *, fold: int, split: str, seed: int, validation_fraction: float = 0.0
 ) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Return the cases that train and those that validate, by patient; test patients of the fold are in neither.
 
     Args:
         cohort: The prepared cohort.
         fold: Which fold's training patients.
-        split: ``search`` gives two halves (METHOD §3: W and architecture data 1:1); ``train`` gives all and none.
+        split: ``search`` gives two halves (METHOD §3: W and architecture data 1:1); ``train`` gives all and none, or
+            what ``validation_fraction`` says.
         seed: Seed of the halving.
+        validation_fraction: Share of the training patients, in [0, 1), that validates with ``train``. Which ones they
+            are depends on the fold alone, so that all networks and seeds of a fold have the same.
 
     Raises:
-        ConfigError: Unknown split.
+        ConfigError: Unknown split, or an impossible fraction.
         CohortError: Fewer than two training patients with masks.
     """
     cases = [cohort.cases[case_id] for case_id in cohort.folds.train(fold)]
@@ -56,7 +60,7 @@ def split_training_cases(
     if split == "train":
         if not cases:
             raise CohortError(f"fold {fold}: no training case has a mask; add masks to the sheet")
-        return cases, []
+        return _hold_out(cases, validation_fraction, fold) if validation_fraction else (cases, [])
     if split != "search":
         raise ConfigError(f"unknown split '{split}'; allowed: search, train")
     patients = sorted({case.patient_id for case in cases})
@@ -67,6 +71,20 @@ def split_training_cases(
     return [case for case in cases if case.patient_id in first], [
         case for case in cases if case.patient_id not in first
     ]
+
+
+def _hold_out(
+    cases: Sequence[PreparedCase], fraction: float, fold: int
+) -> tuple[list[PreparedCase], list[PreparedCase]]:
+    if not 0 < fraction < 1:
+        raise ConfigError(f"validation_fraction is {fraction!r}; give a share of at least 0 and less than 1")
+    patients = sorted({case.patient_id for case in cases})
+    if len(patients) < 2:
+        raise CohortError(f"fold {fold}: {len(patients)} training patient with a mask; validation needs at least 2")
+    numpy_generator(0, "validation part", fold).shuffle(patients)
+    n_held = min(max(1, round(fraction * len(patients))), len(patients) - 1)
+    held = set(patients[:n_held])
+    return [case for case in cases if case.patient_id not in held], [case for case in cases if case.patient_id in held]
 
 
 @evaluators.register("segmentation")
@@ -102,6 +120,13 @@ class SegmentationEvaluator(Lightning):
         kd_weight: See `SegmentationModule`.
         kd_temperature: See `SegmentationModule`.
         kd_direction: See `SegmentationModule`.
+        kd_norm: See `SegmentationModule`.
+        ema_decay: See `SegmentationModule`.
+        validation_fraction: See `split_training_cases`; with ``train`` only.
+        checkpoint: Which weights `evaluate` leaves in the network: those of the ``last`` epoch, or the ``best`` by
+            validation Dice.
+        precision: See `glioma_nas.training.make_trainer`.
+        tensorboard: See `glioma_nas.training.make_trainer`.
     """
 
     def __init__(
@@ -130,10 +155,23 @@ class SegmentationEvaluator(Lightning):
         kd_weight: float = 1.0,
         kd_temperature: float = 1.0,
         kd_direction: str = "teacher_student",
+        kd_norm: str = "pixel",
+        ema_decay: float = 0.0,
+        validation_fraction: float = 0.0,
+        checkpoint: str = "last",
+        precision: str = "32-true",
+        tensorboard: bool = False,
     ) -> None:
+        if checkpoint not in CHECKPOINTS:
+            raise ConfigError(f"unknown checkpoint '{checkpoint}': {did_you_mean(checkpoint, CHECKPOINTS)}")
+        if checkpoint == "best" and (split != "train" or not validation_fraction):
+            raise ConfigError("checkpoint 'best' needs validation patients; set train.validation_fraction above 0")
         self.seed = derive_seed(seed, "segmentation", split, fold)
         cohort = PreparedCohort.load(Path(prepared))
-        training, validation = split_training_cases(cohort, fold=fold, split=split, seed=seed)
+        training, validation = split_training_cases(
+            cohort, fold=fold, split=split, seed=seed, validation_fraction=validation_fraction
+        )
+        self.validation_patients = sorted({case.patient_id for case in validation})
         self.training_patients = sorted({case.patient_id for case in training})
 
         def loader(cases: Sequence[PreparedCase], name: str) -> Any:
@@ -169,7 +207,12 @@ class SegmentationEvaluator(Lightning):
             kd_weight=kd_weight,
             kd_temperature=kd_temperature,
             kd_direction=kd_direction,
+            kd_norm=kd_norm,
+            ema_decay=ema_decay,
+            validation=self.scoring_loader if split == "train" else None,
         )
+        self._checkpoint = checkpoint if split == "train" else None
+        self.kept: dict[str, Any] = {}
         self._new_trainer = partial(
             make_trainer,
             epochs=epochs,
@@ -179,6 +222,8 @@ class SegmentationEvaluator(Lightning):
             device=device,
             gradient_clip=5.0 if split == "train" else None,
             stage=split,
+            precision=precision,
+            tensorboard=tensorboard,
         )
         super().__init__(
             self._new_module(),
@@ -189,7 +234,9 @@ class SegmentationEvaluator(Lightning):
         )
 
     def evaluate(self, model: nn.Module) -> float | None:
-        """Train ``model`` to the last epoch; return its validation Dice, or None for the ``train`` split.
+        """Train ``model`` to the last epoch; return its validation Dice, or None when no patient validates.
+
+        With ``train`` the attribute ``kept`` then says which weights the network holds; see `SegmentationModule.keep`.
 
         Reports the Dice to NNI when it runs as a trial.
 
@@ -210,6 +257,9 @@ class SegmentationEvaluator(Lightning):
         with interruptible(), isolated_torch_rng(self.seed, "fit"):
             # No validation loop inside the training: the score is taken once, at the end.
             self.trainer.fit(self.module, self.train_dataloaders, **self.fit_kwargs)
+        if self._checkpoint is not None:
+            self.kept = self.module.keep(self._checkpoint)
+        require_finite_weights(model, "segmentation training")
         return self._dice(self.module, model)
 
     def _evaluate_trial(self, model: nn.Module, sample: Mapping[str, Any]) -> float | None:
@@ -223,6 +273,7 @@ class SegmentationEvaluator(Lightning):
         trainer = self._new_trainer(folder)
         with interruptible(), isolated_torch_rng(self.seed, "fit"):
             trainer.fit(module, self.train_dataloaders, **resume_arguments(folder))
+        require_finite_weights(model, "segmentation training")
         dice = self._dice(module, model)
         write_json(result, {"dice": dice, "sample": dict(sample)})
         (folder / LAST_CHECKPOINT).unlink(missing_ok=True)  # a trial is not trained further

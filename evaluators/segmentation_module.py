@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from nni.nas.evaluator.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from glioma_nas.errors import ConfigError
 from glioma_nas.losses import distillation_loss, main_logits, segmentation_loss
@@ -16,6 +17,10 @@ from glioma_nas.training import FiniteGuard
 
 POLY_POWER = 0.9
 EXPONENTIAL_DECAY = 0.978
+
+CHECKPOINTS = ("last", "best")
+
+_STATE_KEY = "segmentation_training"
 
 
 class SegmentationModule(LightningModule):
@@ -32,6 +37,10 @@ class SegmentationModule(LightningModule):
         kd_weight: Weight of the distillation loss.
         kd_temperature: See `distillation_loss`.
         kd_direction: See `distillation_loss`.
+        kd_norm: See `distillation_loss`.
+        ema_decay: Decay of an exponential moving average of the weights, taken after every step; what is kept is then
+            the average. 0 for none. Polyak & Juditsky, SIAM J. Control Optim. 30, 1992.
+        validation: Batches of patients that do not train, scored after every epoch; none for no validation.
     """
 
     def __init__(
@@ -47,8 +56,13 @@ class SegmentationModule(LightningModule):
         kd_weight: float = 1.0,
         kd_temperature: float = 1.0,
         kd_direction: str = "teacher_student",
+        kd_norm: str = "pixel",
+        ema_decay: float = 0.0,
+        validation: Iterable[Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= ema_decay < 1:
+            raise ConfigError(f"ema_decay is {ema_decay!r}; give a number of at least 0 and less than 1, such as 0.99")
         if schedule not in ("poly", "exponential"):
             raise ConfigError(f"unknown schedule '{schedule}'; allowed: poly, exponential")
         self.loss = segmentation_loss(loss, auxiliary_weight=auxiliary_weight)
@@ -59,6 +73,12 @@ class SegmentationModule(LightningModule):
         self.kd_weight = kd_weight
         self.kd_temperature = kd_temperature
         self.kd_direction = kd_direction
+        self.kd_norm = kd_norm
+        self._ema_decay = ema_decay
+        self._average: tuple[AveragedModel, ...] = ()
+        self._validation = validation
+        self._validation_dice: dict[int, float] = {}
+        self._best: dict[str, Tensor] | None = None
         # In a tuple, so that the teacher's weights do not become part of this module's checkpoints.
         self._teacher = (teacher.eval().requires_grad_(False),) if teacher is not None and kd_weight > 0 else ()
         self._guard = FiniteGuard("segmentation training")
@@ -87,13 +107,84 @@ class SegmentationModule(LightningModule):
         if gradients and not self._guard.accepts(torch.nn.utils.get_total_norm(gradients), "gradient"):
             optimizer.zero_grad(set_to_none=True)  # without gradients, SGD touches neither weights nor momentum
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def setup(self, stage: str) -> None:
+        """Make the average of the weights, before a checkpoint may fill it; called by Lightning."""
+        if self._ema_decay > 0 and not self._average:
+            average = AveragedModel(
+                self.model, multi_avg_fn=get_ema_multi_avg_fn(self._ema_decay), use_buffers=True
+            ).requires_grad_(False)
+            # In a tuple, for it is saved by hand and has no optimiser.
+            self._average = (average,)
+
+    def on_fit_start(self) -> None:
         """See Lightning."""
-        checkpoint["steps_refused_in_a_row"] = dict(self._guard.in_a_row)
+        for average in self._average:
+            average.to(self.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """See Lightning."""
+        for average in self._average:
+            average.update_parameters(self.model)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what Lightning does not know of: the guard, the average and the best epoch so far."""
+        checkpoint[_STATE_KEY] = {
+            "refused_in_a_row": dict(self._guard.in_a_row),
+            "average": [average.state_dict() for average in self._average],
+            "validation_dice": dict(self._validation_dice),
+            "best": self._best,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See Lightning."""
-        self._guard.in_a_row = dict(checkpoint["steps_refused_in_a_row"])
+        """Put it back."""
+        state = checkpoint[_STATE_KEY]
+        self._guard.in_a_row = dict(state["refused_in_a_row"])
+        for average, saved in zip(self._average, state["average"], strict=True):
+            average.load_state_dict(saved)
+        self._validation_dice = dict(state["validation_dice"])
+        self._best = state["best"]
+
+    def keep(self, which: str) -> dict[str, Any]:
+        """Put the weights that training ends with into the network; called once, after the last epoch.
+
+        Args:
+            which: ``last`` epoch, or the ``best`` one by validation Dice.
+
+        Returns:
+            Which epoch (from 0) was kept, and the validation Dice of the last and of the best one; none without
+            validation. The best Dice is an optimistic figure: it was chosen for being the highest.
+
+        Raises:
+            ConfigError: The best is asked for without validation.
+        """
+        if which == "best":
+            if self._best is None:
+                raise ConfigError("checkpoint 'best' needs validation patients; set train.validation_fraction above 0")
+            self.model.load_state_dict(self._best)
+        else:
+            for average in self._average:
+                self.model.load_state_dict(average.module.state_dict())
+        dice = self._validation_dice
+        best_epoch = max(dice, key=lambda epoch: dice[epoch]) if dice else None
+        return {
+            "checkpoint": which,
+            "epoch": best_epoch if which == "best" else self.epochs - 1,
+            "averaged": bool(self._average),
+            "last_validation_dice": dice.get(self.epochs - 1),
+            "best_epoch": best_epoch,
+            "best_validation_dice": None if best_epoch is None else dice[best_epoch],
+        }
+
+    def _validate(self) -> float:
+        """Score the network as it would be kept now, and remember it if it is the best so far."""
+        assert self._validation is not None
+        network: nn.Module = self._average[0].module if self._average else self.model
+        dice = self.score(network.eval(), self._validation)
+        network.train()
+        if dice > max(self._validation_dice.values(), default=-math.inf):
+            self._best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        self._validation_dice[self.trainer.current_epoch] = dice
+        return dice
 
     def step_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Return L_seg + w·KD of one batch, a scalar with gradient."""
@@ -105,7 +196,11 @@ class SegmentationModule(LightningModule):
                 soft_target = teacher.to(batch["image"].device)(batch["image"])
             logits = main_logits(outputs)
             loss = loss + self.kd_weight * distillation_loss(
-                logits, soft_target, temperature=self.kd_temperature, direction=self.kd_direction
+                logits,
+                soft_target,
+                temperature=self.kd_temperature,
+                direction=self.kd_direction,
+                norm=self.kd_norm,
             )
         return loss
 
@@ -131,12 +226,15 @@ class SegmentationModule(LightningModule):
         optimizer = self.trainer.optimizers[0]
         losses, self._epoch_losses = self._epoch_losses, []
         dice, self._epoch_dice = self._epoch_dice, []
-        return {
+        figures = {
             "loss": sum(losses) / len(losses) if losses else math.nan,
             "batch_dice": sum(dice) / len(dice) if dice else math.nan,
             "skipped_steps": self._guard.take_skipped(),
             "learning_rate": float(optimizer.param_groups[0]["lr"]),
         }
+        if self._validation is not None:
+            figures["validation_dice"] = self._validate()
+        return figures
 
     @torch.no_grad()
     def score(self, model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:

@@ -24,6 +24,7 @@ from rich.progress import Task as RichBar
 from rich.table import Table
 from rich.text import Text
 
+from glioma_nas.live_table import BarsWithTable, Row
 from glioma_nas.progress import Progress, Task, TaskContext
 
 PLAIN_INTERVAL_S = 10.0
@@ -159,6 +160,12 @@ class _PlainTask:
             parts += [] if left is None else [f"{duration(left)} left"]
             self._show(parts)
 
+    def row(self, **figures: float | str) -> None:
+        self._announced = True
+        left = self._pace.left_s
+        parts = [f"{one_line(name).replace('_', ' ')} {_cell(value)}" for name, value in figures.items()]
+        self._show([*parts, *([] if left is None else [f"{duration(left)} left"])])
+
     def __exit__(self, *exc: object) -> None:
         failure = _failure(exc)
         self._owner._depth = self._depth
@@ -205,7 +212,7 @@ class RichProgress:
     def _enter(self, task: _RichTask) -> RichBars:
         if self._bars is None:
             # Standard output is left alone: sent through the bars it would arrive on standard error.
-            self._bars = RichBars(
+            self._bars = BarsWithTable(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
@@ -215,10 +222,15 @@ class RichProgress:
                 transient=True,
                 redirect_stdout=False,
                 refresh_per_second=8,
+                rows=self._rows,
+                cell=_cell,
             )
             self._bars.start()
         self._open.append(task)
         return self._bars
+
+    def _rows(self) -> Sequence[Row]:
+        return next((task.rows for task in reversed(self._open) if task.rows), ())
 
     def _exit(self, task: _RichTask) -> None:
         self._open.remove(task)
@@ -237,6 +249,7 @@ class _RichTask:
         self._description = description
         self._total = total
         self._figures: dict[str, float] = {}
+        self.rows: list[Row] = []
 
     def __enter__(self) -> Task:
         depth = len(self._owner._open)
@@ -251,6 +264,9 @@ class _RichTask:
         self._pace.advance(steps)
         self._figures.update(figures)
         self._bars.update(self._id, advance=steps, figures=format_figures(self._figures))
+
+    def row(self, **figures: float | str) -> None:
+        self.rows.append(figures)
 
     def __exit__(self, *exc: object) -> None:
         failure = _failure(exc)

@@ -15,6 +15,9 @@ Outputs = Tensor | Mapping[str, Tensor]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
+KD_DIRECTIONS = ("teacher_student", "student_teacher")
+KD_NORMS = ("pixel", "element", "image")
+
 FOCAL_GAMMA = 2.0
 OHEM_FRACTION = 0.25
 
@@ -113,9 +116,14 @@ def main_logits(outputs: Outputs) -> Tensor:
 
 
 def distillation_loss(
-    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, direction: str = "teacher_student"
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    direction: str = "teacher_student",
+    norm: str = "pixel",
 ) -> Tensor:
-    """Return the mean over pixels of KL(teacher ‖ student), times T².
+    """Return KL(teacher ‖ student) of every pixel, averaged, times T².
 
     Args:
         student: Logits (N, K, H, W).
@@ -123,14 +131,27 @@ def distillation_loss(
         temperature: T > 0; both logits are divided by it.
         direction: ``teacher_student`` for KL(teacher ‖ student), ``student_teacher`` for the direction that eq. 4-10
             of the thesis prints.
+        norm: What the sum over pixels and classes is divided by: ``pixel`` the number of pixels of the batch, so that
+            the loss depends on neither image size nor classes; ``element`` pixels times classes, PyTorch's "mean" and
+            what FasterSeg's code does; ``image`` the batch size, PyTorch's "batchmean".
+
+    Raises:
+        ConfigError: Unknown direction or norm.
 
     Reference:
         Hinton et al., Distilling the Knowledge in a Neural Network, 2015; thesis eq. 4-10.
     """
+    if direction not in KD_DIRECTIONS or norm not in KD_NORMS:
+        raise ConfigError(
+            f"kd_direction '{direction}', kd_norm '{norm}': allowed are {', '.join(KD_DIRECTIONS)}, and "
+            f"{', '.join(KD_NORMS)}"
+        )
     log_student = (student / temperature).log_softmax(1)
     log_teacher = (teacher.detach() / temperature).log_softmax(1)
     if direction == "teacher_student":
         divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
     else:
         divergence = F.kl_div(log_teacher, log_student, reduction="none", log_target=True)
-    return divergence.sum(1).mean() * temperature**2
+    pixels = divergence.numel() // divergence.shape[1]
+    count = {"pixel": pixels, "element": divergence.numel(), "image": divergence.shape[0]}[norm]
+    return divergence.sum() / count * temperature**2

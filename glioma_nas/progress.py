@@ -15,6 +15,9 @@ class Task(Protocol):
     def advance(self, steps: int = 1, /, **figures: float) -> None:
         """Count ``steps`` as done and show ``figures`` (loss, Dice, …) beside the bar. Called after every step."""
 
+    def row(self, **figures: float | str) -> None:
+        """Add a row to the task's table, which a terminal shows live. Called after every epoch of a search."""
+
 
 class Progress(Protocol):
     """Where work reports how far it has come."""
@@ -36,6 +39,9 @@ class TaskContext(Protocol):
 
 class _SilentTask:
     def advance(self, steps: int = 1, /, **figures: float) -> None:
+        pass
+
+    def row(self, **figures: float | str) -> None:
         pass
 
     def __enter__(self) -> Task:

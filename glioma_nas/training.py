@@ -26,6 +26,7 @@ from glioma_nas.epoch_metrics import publish
 from glioma_nas.errors import ConfigError, DivergedError, StorageError
 from glioma_nas.files import atomic_path, write_text
 from glioma_nas.progress import Progress, Silent
+from glioma_nas.search_records import ArchitectureHistory, TensorBoardRecord
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
 
 LAST_CHECKPOINT = "last.ckpt"
@@ -94,9 +95,10 @@ class History(Callback):
 class EpochProgress(Callback):
     """Report batches to a `Progress`: one bar over all batches of all epochs, with the epoch and its latest figures."""
 
-    def __init__(self, progress: Progress, label: str) -> None:
+    def __init__(self, progress: Progress, label: str, history: History) -> None:
         self._progress = progress
         self._label = label
+        self._history = history
         self._context: Any = None
         self._task: Any = None
 
@@ -115,6 +117,11 @@ class EpochProgress(Callback):
         """See Lightning."""
         loss = getattr(pl_module, "latest_loss", math.nan)
         self._task.advance(1, epoch=trainer.current_epoch + 1, loss=float(loss))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See Lightning; a module with ``table_row(figures)`` chooses what a table of epochs shows."""
+        if hasattr(pl_module, "table_row"):
+            self._task.row(epoch=trainer.current_epoch + 1, **pl_module.table_row(self._history.rows[-1]))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """See Lightning; also called when training raises."""
@@ -192,6 +199,8 @@ def make_trainer(
     device: str = "cpu",
     gradient_clip: float | None = None,
     stage: str = "train",
+    tensorboard: bool = False,
+    precision: str = "32-true",
 ) -> pl.Trainer:
     """Build a Lightning trainer with seeding, history, atomic checkpoints and progress.
 
@@ -204,13 +213,18 @@ def make_trainer(
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         gradient_clip: Largest gradient norm; none for modules that clip by themselves.
         stage: Name under which the figures of each epoch are published (`glioma_nas.epoch_metrics`).
+        tensorboard: Whether to write the figures of each epoch for TensorBoard too.
+        precision: Lightning's word for it: ``32-true``, ``bf16-mixed`` or ``16-mixed`` (GPU only).
 
     Raises:
-        ConfigError: The device does not exist here.
+        ConfigError: The device does not exist here, or cannot compute in that precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
     progress = progress or Silent()
     accelerator, devices = resolve_device(device)
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise ConfigError("precision '16-mixed' needs a GPU; set precision: bf16-mixed or 32-true")
+    history = History(folder, stage)
     return Trainer(
         max_epochs=epochs,
         accelerator=accelerator,
@@ -223,11 +237,14 @@ def make_trainer(
         limit_val_batches=0,  # a loader called validation trains architectures or scores at the end, never in between
         gradient_clip_val=gradient_clip,
         default_root_dir=str(folder),
+        precision=precision,
         callbacks=[
             EpochSeed(seed),
-            History(folder, stage),
+            history,
+            ArchitectureHistory(folder),
+            *([TensorBoardRecord(folder, lambda: history.rows[-1])] if tensorboard else []),
             EpochCheckpoint(folder),
-            EpochProgress(progress, label),
+            EpochProgress(progress, label, history),
         ],
     )
 

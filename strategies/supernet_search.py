@@ -156,6 +156,21 @@ class SupernetSearch(BaseOneShotLightningModule):
         figures["skipped_steps"] = self._guard.take_skipped()
         return figures
 
+    def table_row(self, figures: Mapping[str, Any]) -> dict[str, float | str]:
+        """Choose from an epoch's figures what a person wants to watch; called by the progress after every epoch."""
+        name = f"architecture_{self._priced().name}" if self.searching else "weights"
+        wanted = {
+            "phase": "phase",
+            "loss": f"loss_{name}",
+            "dice": f"dice_{name}",
+            "expected_ms": "expected_latency_ms",
+            "decoded_ms": "decoded_latency_ms",
+            "lambda": "latency_weight",
+            "entropy": "entropy_operator",
+            "skips": "skip_fraction",
+        }
+        return {column: figures[key] for column, key in wanted.items() if key in figures}
+
     def architecture_rows(self) -> list[dict[str, Any]]:
         """Return every α, β and γ of every architecture, for its history; see `ArchitectureParameters.rows`."""
         return [row for parameters in self.sets for row in parameters.rows()]

@@ -27,6 +27,7 @@ class SearchConfig(Section):
         None, description="calibration.json of `latency calibrate`; none: the bare sum over the latency table"
     )
     tumour_slice_fraction: float = Field(0.7, ge=0, le=1, description="share of drawn slices that show tumour")
+    tensorboard: bool = Field(True, description="write every epoch's figures and probabilities for TensorBoard")
 
 
 class TrainConfig(Section):
@@ -45,5 +46,19 @@ class TrainConfig(Section):
     )
     kd_temperature: float = Field(1.0, gt=0)
     kd_direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
+    kd_norm: Literal["pixel", "element", "image"] = Field(
+        "pixel", description="what the distillation loss is averaged over; element is FasterSeg's"
+    )
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="keep an exponential moving average of the weights; 0: no")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="mixed precision; 16-mixed needs a GPU"
+    )
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of each fold's training patients that validates instead of training"
+    )
+    checkpoint: Literal["last", "best"] = Field(
+        "last", description="weights kept: the last epoch's, or the best by Dice on the validation patients"
+    )
+    tensorboard: bool = False
     baselines: tuple[str, ...] = Field((), description="registered networks trained with the student's budget")
     baseline_options: dict[str, dict[str, Any]] = Field(default_factory=dict)

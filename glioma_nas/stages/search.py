@@ -15,6 +15,7 @@ from glioma_nas.nni_bridge import explore, found_architectures, trials_of
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.registry import evaluators
+from glioma_nas.search_records import ARCHITECTURE_HISTORY_FILE, TENSORBOARD_FOLDER
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
 from glioma_nas.space_building import build_space, build_strategy
 from glioma_nas.training import HISTORY_FILE
@@ -31,7 +32,8 @@ def run(context: StageContext) -> dict[str, Any]:
 
     A search with our supernets is refused before it starts when its memory would not suffice.
 
-    A one-shot strategy leaves history.csv, one of ours probabilities.json as well, a multi-trial one trials.csv.
+    A one-shot strategy leaves history.csv and tensorboard/, one of ours architecture_history.csv and probabilities.json
+    as well, a multi-trial one trials.csv.
     """
     config, search = context.config, context.config.search
     folder = context.folder / "supernet"
@@ -55,6 +57,7 @@ def run(context: StageContext) -> dict[str, Any]:
         device=config.device,
         progress=context.progress,
         label=f"search ({search.strategy})",
+        tensorboard=search.tensorboard,
     )
     strategy = build_strategy(config, profiler=profiler, seed=seed)
     if hasattr(space, "search_memory") and hasattr(strategy, "relaxation_slot"):
@@ -110,8 +113,11 @@ def run(context: StageContext) -> dict[str, Any]:
     if trials:
         write_text(context.folder / TRIALS_FILE, pd.DataFrame(trials).to_csv(index=False))
         results["n_trials"] = len(trials)
-    if (folder / HISTORY_FILE).is_file():
-        shutil.copyfile(folder / HISTORY_FILE, context.folder / HISTORY_FILE)
+    for name in (HISTORY_FILE, ARCHITECTURE_HISTORY_FILE):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, context.folder / name)
+    if (folder / TENSORBOARD_FOLDER).is_dir():
+        shutil.copytree(folder / TENSORBOARD_FOLDER, context.folder / TENSORBOARD_FOLDER, dirs_exist_ok=True)
     shutil.rmtree(folder)  # checkpoints of the supernet or the trials: of no use once the architectures are known
     return results
 

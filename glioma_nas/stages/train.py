@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from glioma_nas.files import atomic_path, write_json
+from glioma_nas.files import atomic_path, read_json, write_json
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.registry import evaluators
@@ -17,6 +17,8 @@ from glioma_nas.trained_networks import WEIGHTS_FILE, build_network, load_networ
 from glioma_nas.training import LAST_CHECKPOINT
 
 AUXILIARY_WEIGHT = 0.4
+
+TRAINED_ON_FILE = "trained_on.json"
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -31,7 +33,11 @@ def run(context: StageContext) -> dict[str, Any]:
             if not (folder / WEIGHTS_FILE).is_file():
                 _train(context, fold, name, folder)
             task.advance(1)
-    return {"networks": list(names), "n_folds": cohort.folds.n, "epochs": context.config.train.epochs}
+    kept = {
+        f"fold {fold}, {name}": read_json(context.folder / f"fold{fold}" / name / TRAINED_ON_FILE)["kept"]
+        for fold, name in jobs
+    }
+    return {"networks": list(names), "n_folds": cohort.folds.n, "epochs": context.config.train.epochs, "kept": kept}
 
 
 def _train(context: StageContext, fold: int, name: str, folder: Path) -> None:
@@ -68,9 +74,25 @@ def _train(context: StageContext, fold: int, name: str, folder: Path) -> None:
         kd_weight=train.kd_weight,
         kd_temperature=train.kd_temperature,
         kd_direction=train.kd_direction,
+        kd_norm=train.kd_norm,
+        ema_decay=train.ema_decay,
+        precision=train.precision,
+        validation_fraction=train.validation_fraction,
+        checkpoint=train.checkpoint,
+        tensorboard=train.tensorboard,
     )
     evaluator.evaluate(network)
-    write_json(folder / "trained_on.json", {"fold": fold, "network": name, "patients": evaluator.training_patients})
+    write_json(
+        folder / TRAINED_ON_FILE,
+        {
+            "fold": fold,
+            "network": name,
+            # Those that chose the epoch count as trained on: their masks are no out-of-fold masks either.
+            "patients": sorted({*evaluator.training_patients, *evaluator.validation_patients}),
+            "validation_patients": evaluator.validation_patients,
+            "kept": evaluator.kept,
+        },
+    )
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary)
