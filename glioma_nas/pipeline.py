@@ -96,9 +96,16 @@ def _cohort_fingerprint(config: RunConfig) -> dict[str, Any]:
         name: marker.model_dump(mode="json", include={"column", "positive", "threshold", "sequences"})
         for name, marker in config.classify.markers.items()
     }
-    # Landmarks and weights count by content.
+    # Landmarks and weights count by content, and so does a file of folds.
     step_files = {str(path): sha256_file(path) for path in config.preprocess.option_files()}
-    return {**cohort_fingerprint(config.cohort), "markers": markers, "step_files": step_files}
+    file = config.folds.file
+    folds_file = sha256_file(file) if file is not None and file.is_file() else None
+    return {
+        **cohort_fingerprint(config.cohort),
+        "markers": markers,
+        "step_files": step_files,
+        "folds_file": folds_file,
+    }
 
 
 def _calibration_fingerprint(config: RunConfig) -> dict[str, Any] | None:

@@ -70,3 +70,45 @@ def test_import_dicom_makes_a_cohort_that_validate_reads(tmp_path: Path) -> None
     assert "P-" in (tmp_path / "mine" / "cohort.csv").read_text()
     checked = cli("cohort", "validate", "mine", folder=tmp_path)
     assert checked.stdout.startswith("1 cases, 4 files: 0 errors"), checked.stdout
+
+
+def fold_configuration(folder: Path, n: int = 8) -> Path:
+    write_phantom_cohort(folder / "cohort", n, 0)
+    (folder / "run.yaml").write_text(
+        "cohort: {sheet: cohort/cohort.csv, sequences: [flair]}\n"
+        "classify: {markers: {idh: {column: idh, positive: mutant, sequences: [flair]}}}\n"
+        "folds: {n_folds: 2, repeats: 2}\n"
+    )
+    return folder / "run.yaml"
+
+
+def test_folds_are_drawn_exported_and_accepted_again(tmp_path: Path) -> None:
+    fold_configuration(tmp_path)
+    done = cli(
+        "cohort", "folds", "run.yaml", "--out", "folds.json", "--nnunet", "splits.json", "--json", folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [(row["repeat"], row["fold"], row["held out"], row["idh"]) for row in rows] == [
+        (repeat, fold, 4, "mutant 2, wildtype 2") for repeat in (0, 1) for fold in (0, 1)
+    ]
+    assert len(json.loads((tmp_path / "splits.json").read_text())) == 4
+    again = cli("cohort", "folds", "run.yaml", "--check", "folds.json", "--skip-voxels", "--json", folder=tmp_path)
+    assert again.returncode == 0 and json.loads(again.stdout) == rows
+
+
+def test_folds_with_a_copy_on_both_sides_exit_2(tmp_path: Path) -> None:
+    fold_configuration(tmp_path)
+    cohort = tmp_path / "cohort"
+    (tmp_path / "splits.json").write_text(
+        json.dumps(
+            [
+                {"train": ["P001", "P003", "P005", "P007"], "val": ["P002", "P004", "P006", "P008"]},
+                {"val": ["P001", "P003", "P005", "P007"], "train": ["P002", "P004", "P006", "P008"]},
+            ]
+        )
+    )
+    (cohort / "P001" / "flair.nii.gz").write_bytes((cohort / "P002" / "flair.nii.gz").read_bytes())
+    done = cli("cohort", "folds", "run.yaml", "--check", "splits.json", folder=tmp_path)
+    assert done.returncode == 2
+    assert "flair of case P001 (train) and flair of case P002 (test) hold identical voxels" in done.stderr

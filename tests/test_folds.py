@@ -13,7 +13,8 @@ import pytest
 
 from glioma_nas.cohort import Case
 from glioma_nas.errors import CohortError, LabelError, LeakageError, StorageError
-from glioma_nas.folds import Folds, check_folds, load_folds, make_folds
+from glioma_nas.fold_files import read_foreign_plan, write_nnunet_splits
+from glioma_nas.folds import FoldPlan, Folds, check_folds, load_fold_plan, load_folds, make_fold_plan, make_folds
 
 
 def cases(n: int, **labels: list[str]) -> list[Case]:
@@ -124,20 +125,28 @@ def test_folds_survive_writing_and_reading(tmp_path: Path) -> None:
     folds.write(tmp_path / "folds.json")
     assert load_folds(tmp_path / "folds.json") == folds
     data = json.loads((tmp_path / "folds.json").read_text())
-    assert (data["n_folds"], data["seed"], data["hash"]) == (3, 0, folds.hash)
-    assert set(data["folds"][0]) == {"train", "test"}
+    assert (data["n_folds"], data["seed"], data["hash"]) == (3, 0, FoldPlan(0, (folds,)).hash)
+    assert set(data["repeats"][0][0]) == {"train", "test"}
 
 
 def test_load_folds_refuses_a_changed_file(tmp_path: Path) -> None:
     make_folds(cases(9), n_folds=3, seed=0).write(tmp_path / "folds.json")
     data = json.loads((tmp_path / "folds.json").read_text())
-    data["folds"][0]["train"].append(data["folds"][0]["test"][0])
+    data["repeats"][0][0]["train"].append(data["repeats"][0][0]["test"][0])
     (tmp_path / "folds.json").write_text(json.dumps(data))
     with pytest.raises(StorageError, match=r"folds\.json: was changed after the folds were drawn"):
         load_folds(tmp_path / "folds.json")
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"folds": [{}], "seed": 0, "hash": ""}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        '{"repeats": [[{}]], "used_repeat": 0, "seed": 0, "hash": ""}',
+        '{"repeats": [], "used_repeat": 0, "seed": 0, "hash": ""}',
+    ],
+)
 def test_load_folds_refuses_other_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "folds.json").write_text(content)
     with pytest.raises(StorageError, match="not a folds file"):
@@ -178,3 +187,99 @@ def test_check_folds_refuses_a_case_held_out_twice_or_never() -> None:
         check_folds(Folds(0, ((("b",), ("a",)), ((), ()))), cohort)
     with pytest.raises(CohortError, match="folds name case z, which was not prepared"):
         check_folds(Folds(0, ((("z",), ("a",)), (("a",), ("b",)))), cohort)
+
+
+def test_repeats_are_drawn_anew_and_the_first_is_that_of_a_single_one() -> None:
+    members = cases(30, idh=["a", "b", "c"] * 10)
+    plan = make_fold_plan(members, n_folds=5, seed=2, repeats=3, used=1, stratify_by=("idh",))
+    assert plan.repeats[0] == make_folds(members, n_folds=5, seed=2, stratify_by=("idh",))
+    assert len({repeat.pairs for repeat in plan.repeats}) == 3
+    assert plan.folds == plan.repeats[1]
+    for repeat in plan.repeats:
+        assert sorted(name for fold in range(5) for name in repeat.test(fold)) == sorted(c.case_id for c in members)
+
+
+def test_inner_folds_split_the_training_patients_only() -> None:
+    members = [Case(f"c{i}", f"p{i // 2}", {}, labels={"idh": "ab"[i // 2 % 2]}) for i in range(60)]
+    plan = make_fold_plan(members, n_folds=3, seed=0, inner_folds=4, stratify_by=("idh",))
+    patient = {case.case_id: case.patient_id for case in members}
+    for fold in range(3):
+        inner = plan.folds.inner_folds(fold)
+        assert len(inner) == 4
+        assert sorted(name for _, held in inner for name in held) == sorted(plan.folds.train(fold))
+        for train, held in inner:
+            assert {*train, *held} == set(plan.folds.train(fold))
+            assert not {patient[name] for name in train} & {patient[name] for name in held}
+            assert 4 <= sum(name for name in (int(n[1:]) // 2 % 2 for n in held)) <= 6
+
+
+def test_inner_folds_that_were_not_drawn_say_so() -> None:
+    with pytest.raises(CohortError, match=r"no inner folds were drawn; set folds\.inner_folds"):
+        make_folds(cases(9), n_folds=3, seed=0).inner_folds(0)
+
+
+def test_plan_survives_writing_and_reading(tmp_path: Path) -> None:
+    plan = make_fold_plan(cases(20), n_folds=2, seed=5, repeats=2, inner_folds=3, used=1)
+    plan.write(tmp_path / "folds.json")
+    assert load_fold_plan(tmp_path / "folds.json") == plan
+    assert load_folds(tmp_path / "folds.json") == plan.repeats[1]
+
+
+def test_plan_refuses_a_repeat_that_is_not_there() -> None:
+    with pytest.raises(CohortError, match=r"folds\.use_repeat is 2, but repeats are counted from 0 to 1"):
+        make_fold_plan(cases(9), n_folds=3, seed=0, repeats=2, used=2)
+
+
+def test_labels_are_balanced_at_every_site() -> None:
+    sites = ["A"] * 40 + ["B"] * 20
+    idh = (["m"] * 30 + ["w"] * 10) + (["m"] * 5 + ["w"] * 15)
+    members = cases(60, site=sites, idh=idh)
+    plan = make_fold_plan(members, n_folds=5, seed=0, stratify_by=("idh", "site"), site_column="site")
+    label = {case.case_id: (case.labels["site"], case.labels["idh"]) for case in members}
+    for fold in range(5):
+        tally = Counter(label[name] for name in plan.folds.test(fold))
+        assert tally == {("A", "m"): 6, ("A", "w"): 2, ("B", "m"): 1, ("B", "w"): 3}
+
+
+def test_check_folds_finds_leakage_in_inner_folds() -> None:
+    cohort = hashed(*(Hashed(name, name.upper(), {"t1": name}) for name in "abc"), Hashed("d", "A", {"t1": "d"}))
+    pairs = ((("a", "d"), ("b", "c")), (("b", "c"), ("a", "d")))
+    sound = ((("b",), ("c",)),)
+    with pytest.raises(LeakageError, match=r"fold 0, inner fold 0: cases a \(train\) and d \(validation\)"):
+        check_folds(Folds(0, pairs, (((("a",), ("d",)),), sound)), cohort)
+    with pytest.raises(LeakageError, match=r"fold 0, inner fold 0: case b is not trained on in the outer fold"):
+        check_folds(Folds(0, pairs, (((("a",), ("b",)),), sound)), cohort)
+
+
+def test_nnunet_splits_go_out_and_come_back(tmp_path: Path) -> None:
+    members = cases(12)
+    plan = make_fold_plan(members, n_folds=3, seed=4, repeats=2, used=1)
+    write_nnunet_splits(plan, tmp_path / "splits_final.json")
+    splits = json.loads((tmp_path / "splits_final.json").read_text())
+    assert [set(fold) for fold in splits] == [{"train", "val"}] * 6
+    assert [set(fold["val"]) for fold in splits[:3]] == [set(plan.repeats[1].test(fold)) for fold in range(3)]
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits[:3]))
+    assert read_foreign_plan(tmp_path / "splits_final.json", members, seed=4).folds == plan.repeats[1]
+
+
+@pytest.mark.parametrize(
+    ("splits", "error", "message"),
+    [
+        ([{"train": ["c0", "c2"], "val": ["c1", "c3"]}, {"train": ["c1", "c3"], "val": ["c0", "c2"]}], LeakageError,
+         r"fold 0: cases c0 \(train\) and c1 \(held out\) are of the same patient"),
+        ([{"train": ["c0", "c1"], "val": ["c2"]}, {"train": ["c2", "c3"], "val": ["c0", "c1"]}], CohortError,
+         "case c3 is held out by 0 folds"),
+        ([{"train": ["c0", "x"], "val": ["c2"]}, {"train": [], "val": []}], CohortError,
+         "names 1 cases that the cohort does not have, such as 'x'"),
+        ([{"train": ["c0"]}], CohortError, "neither folds.json nor splits_final.json"),
+        ([{"train": [], "val": ["c0", "c1", "c2", "c3"]}], CohortError, "holds 1 folds; at least 2"),
+        ("text", CohortError, "neither folds.json nor splits_final.json"),
+    ],
+)  # fmt: skip
+def test_foreign_folds_that_leak_or_do_not_fit_are_refused(
+    tmp_path: Path, splits: object, error: type[Exception], message: str
+) -> None:
+    members = [Case(f"c{i}", f"p{i // 2}", {}) for i in range(4)]
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(error, match=message):
+        read_foreign_plan(tmp_path / "splits.json", members, seed=0)

@@ -95,5 +95,14 @@ class FoldsConfig(Section):
 
     n_folds: int = Field(5, ge=2)
     stratify_by: tuple[str, ...] | None = Field(
-        None, description="label columns kept balanced over the folds where known; none: the markers' columns"
+        None,
+        description="label columns kept balanced over the folds where known; none: the markers' columns, and the site "
+        "where the cohort has that column",
+    )
+    site_column: str = Field("site", description="column whose values are balanced jointly with the labels")
+    repeats: int = Field(1, ge=1, description="complete cross-validations that are drawn and written")
+    use_repeat: int = Field(0, ge=0, description="the repeat this run uses, from 0")
+    inner_folds: int | None = Field(None, ge=2, description="folds of each fold's training patients; none: not drawn")
+    file: Path | None = Field(
+        None, description="folds.json of another run or nnU-Net's splits_final.json, used instead of drawing"
     )

@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -29,7 +29,9 @@ from glioma_nas.cohort import Case, Cohort, Exclusion, first_of, read_cohort, se
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import CohortError, ConfigError, GliomaNasError, StorageError, did_you_mean
 from glioma_nas.files import write_json
-from glioma_nas.folds import Folds, check_folds, make_folds
+from glioma_nas.fold_files import SPLITS_FILE, write_nnunet_splits
+from glioma_nas.fold_planning import plan_folds
+from glioma_nas.folds import FoldPlan, check_folds
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import CASE_FILE, CASES_FOLDER, FOLDS_FILE, INDEX_FILE, PreparedCohort
 from glioma_nas.quality_page import QUALITY_PAGE, write_quality_report
@@ -59,25 +61,20 @@ def run(context: StageContext) -> dict[str, Any]:
     _check_columns(cohort, sequences)
     complete, excluded = select_complete(cohort, config.cohort)
 
-    def draw_folds(cases: Sequence[Case]) -> Folds:
+    def draw_folds(failed: Collection[str]) -> FoldPlan:
+        cases = [case for case in complete.cases if case.case_id not in failed]
         for name, marker in config.classify.markers.items():
             encode_labels(cases, name, marker, sheet=cohort.sheet, n_folds=config.folds.n_folds)
-        return make_folds(
-            cases,
-            n_folds=config.folds.n_folds,
-            seed=config.seed,
-            stratify_by=_stratification(config),
-            columns=cohort.label_columns,
-        )
+        return plan_folds(config, complete.cases, cohort.label_columns, failed=failed)
 
-    draw_folds(complete.cases)  # before hours of work, to find out whether there will be folds at all
+    draw_folds(())  # before hours of work, to find out whether there will be folds at all
     recipe = Recipe(sequences, config.preprocess, config.cohort.mask_labels)
     problems = _prepare_all(context, complete.cases, recipe)
     failed = {problem["case_id"]: problem for problem in problems}
     remaining = tuple(case for case in complete.cases if case.case_id not in failed)
     _check_remaining(config, complete.cases, problems)
     try:
-        folds = draw_folds(remaining)
+        plan = draw_folds(failed)
     except GliomaNasError as err:
         if problems:
             raise type(err)(f"{err} ({_count(problems)})") from err
@@ -92,9 +89,11 @@ def run(context: StageContext) -> dict[str, Any]:
             "excluded": [{"case_id": item.case_id, "reason": item.reason} for item in left_out],
         },
     )
-    folds.write(context.folder / FOLDS_FILE)
+    plan.write(context.folder / FOLDS_FILE)
+    write_nnunet_splits(plan, context.folder / SPLITS_FILE)
     prepared = PreparedCohort.load(context.folder)
-    check_folds(folds, prepared)
+    for repeat in plan.repeats:
+        check_folds(repeat, prepared)
     hashes = [digest for case in prepared.cases.values() for digest in case.voxel_hashes.values()]
     learned = [note for step in steps.values() if (note := step.check_cohort(hashes)) is not None]
     flagged = write_quality_report(context.folder, prepared)
@@ -111,7 +110,7 @@ def run(context: StageContext) -> dict[str, Any]:
         context.progress.note(f"preprocess: {note}")
     if problems:
         context.progress.note(f"preprocess: {_count(problems)}; all listed in {PROBLEMS_FILE}")
-    return {**results, "failed": problems, "flagged": flagged, "notes": learned, "folds_hash": folds.hash}
+    return {**results, "failed": problems, "flagged": flagged, "notes": learned, "folds_hash": plan.folds.hash}
 
 
 def _check_remaining(config: RunConfig, cases: Sequence[Case], problems: Sequence[dict[str, str]]) -> None:
@@ -129,12 +128,6 @@ def _count(problems: Sequence[dict[str, str]]) -> str:
     return (
         f"{len(problems)} case{'s' if many else ''} cannot be prepared and {'are' if many else 'is'} left out: {first}"
     )
-
-
-def _stratification(config: RunConfig) -> tuple[str, ...]:
-    if config.folds.stratify_by is not None:
-        return config.folds.stratify_by
-    return tuple(dict.fromkeys(marker.column for marker in config.classify.markers.values()))
 
 
 def sequences_of(config: RunConfig) -> tuple[str, ...]:
