@@ -5,7 +5,7 @@ Runs in worker processes, so nothing here may import torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,16 @@ from glioma_nas.contact_sheet import write_contact_sheet
 from glioma_nas.errors import ConfigError, GliomaNasError, ImageError, StorageError
 from glioma_nas.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
 from glioma_nas.grids import IDENTITY, same_grid, spacing_mm
-from glioma_nas.images import MaskImage, Volume, check_same_grid, read_mask, read_volume
-from glioma_nas.prepared import CASE_FILE, IMAGES_FILE, MASK_FILE, SHEET_FILE, volume_to_slices
+from glioma_nas.images import MaskImage, Volume, check_same_grid, read_mask, read_volume, write_mask
+from glioma_nas.prepared import (
+    CASE_FILE,
+    IMAGES_FILE,
+    MASK_FILE,
+    NATIVE_MASK_FILE,
+    SHEET_FILE,
+    grid_file,
+    volume_to_slices,
+)
 from glioma_nas.quality_control import measure
 from glioma_nas.registry import preprocess_steps
 from glioma_nas.space_building import construct
@@ -77,6 +85,7 @@ def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
         tumour_px = mask.sum(axis=(1, 2), dtype=np.int64).tolist()
     brain_px = (slices != 0).any(axis=1).sum(axis=(1, 2), dtype=np.int64).tolist()
     write_contact_sheet(folder / SHEET_FILE, case.case_id, read, prepared)
+    _write_grids(folder, case, scans, recipe)
     write_json(
         folder / CASE_FILE,
         {
@@ -87,8 +96,7 @@ def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
             "labels": dict(case.labels),
             "sequences": list(recipe.sequences),
             "present": [name for name in recipe.sequences if name in scans],
-            "mask": None if case.mask is None else str(case.mask),
-            "mask_labels": list(recipe.mask_labels),
+            "mask": case.mask is not None,
             "n_slices": int(slices.shape[0]),
             "tumour_px": tumour_px,
             "brain_px": brain_px,
@@ -99,7 +107,6 @@ def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
             "step_sequence": read.reference,
             "scans": {
                 name: {
-                    "path": str(case.images[name]),
                     "shape": list(scan.data.shape),
                     "affine": scan.affine.tolist(),
                     "motion": prepared.motions.get(name, IDENTITY).tolist(),
@@ -252,11 +259,20 @@ def _training_slices(brain_px: Sequence[int], tumour_px: Sequence[int], config: 
     return [index for index, pixels in enumerate(area) if pixels >= least]
 
 
+def _write_grids(folder: Path, case: Case, scans: Mapping[str, Volume], recipe: Recipe) -> None:
+    # Empty masks hold the scans' grids with all codes, and a copy holds the expert mask. The run then needs the scans
+    # no more, can be moved, and names none of their paths, in which patients are apt to stand.
+    for name, scan in scans.items():
+        write_mask(grid_file(folder, name), np.zeros(scan.data.shape, dtype=np.uint8), like=case.images[name])
+    if case.mask is not None:
+        write_mask(folder / NATIVE_MASK_FILE, read_mask(case.mask, recipe.mask_labels).data, like=case.mask)
+
+
 def _fingerprints(case: Case) -> dict[str, list[Any]]:
     # Sizes and times, not contents: they only decide whether an interrupted run may reuse what it made minutes ago.
     files: Sequence[tuple[str, Path | None]] = [*sorted(case.images.items()), ("mask", case.mask)]
     stats = [(name, path, path.stat()) for name, path in files if path is not None and path.is_file()]
-    return {name: [str(path), stat.st_size, stat.st_mtime_ns] for name, path, stat in stats}
+    return {name: [sha256_text(str(path))[:16], stat.st_size, stat.st_mtime_ns] for name, path, stat in stats}
 
 
 def _write_array(path: Path, array: npt.NDArray[Any]) -> None:

@@ -28,6 +28,7 @@ CASE_FILE = "case.json"
 IMAGES_FILE = "images.npy"
 MASK_FILE = "mask.npy"
 SHEET_FILE = "qc.png"
+NATIVE_MASK_FILE = "native_mask.nii.gz"
 INDEX_FILE = "index.json"
 FOLDS_FILE = "folds.json"
 CASES_FOLDER = "cases"
@@ -38,7 +39,7 @@ class ScanGrid:
     """Where one sequence's scan lies, and how the patient moved between it and the reference.
 
     Attributes:
-        path: The file.
+        path: An empty mask on its grid, in the case's folder, with the scan's qform, sform and codes.
         shape: (X, Y, Z).
         affine: (4, 4) voxel index → millimetres, RAS+.
         motion: (4, 4) rigid map from the reference's scanner space to this scan's.
@@ -70,15 +71,14 @@ class PreparedCase:
         voxel_hashes: Sequence → hash of the scan's voxels.
         native_sequence: The sequence whose scan `to_native` returns to by default: the one the expert mask was drawn
             on, or the reference.
-        reference: That scan.
+        reference: An empty mask on that scan's grid.
         native_shape: (X, Y, Z) of its grid.
         native_affine: (4, 4) of its grid, voxel index → millimetres, RAS+.
         scans: Sequence → grid of its scan, for every sequence the case has.
         step_sequence: The reference: the sequence on whose grid the steps started.
         affine: (4, 4) of the prepared volume (X, Y, Z), voxel index → millimetres in the reference's space.
         spacing_mm: Pixel width, pixel height and slice distance of the prepared slices.
-        mask_path: The expert mask in the sheet, or None.
-        mask_labels: Mask values that count as tumour.
+        mask_path: The expert mask, 0/1, on the scan it was drawn on; None for a case without one.
         steps: Name and record of each preprocess step, in order.
         training_slices: Indices of the slices that may be trained on; every slice is predicted all the same.
         quality: Figures of the quality control, see `glioma_nas.quality_control`.
@@ -106,7 +106,6 @@ class PreparedCase:
     affine: Affine
     spacing_mm: tuple[float, float, float]
     mask_path: Path | None
-    mask_labels: tuple[int, ...]
     steps: tuple[tuple[str, Mapping[str, Any]], ...]
     training_slices: tuple[int, ...]
     quality: Mapping[str, Any]
@@ -122,7 +121,7 @@ class PreparedCase:
         try:
             scans = {
                 name: ScanGrid(
-                    Path(scan["path"]),
+                    grid_file(folder, name),
                     tuple(scan["shape"]),
                     np.array(scan["affine"], dtype=np.float64),
                     np.array(scan["motion"], dtype=np.float64),
@@ -153,8 +152,7 @@ class PreparedCase:
                 step_sequence=data["step_sequence"],
                 affine=np.array(grid["affine"], dtype=np.float64),
                 spacing_mm=tuple(grid["spacing_mm"]),
-                mask_path=None if data["mask"] is None else Path(data["mask"]),
-                mask_labels=tuple(data["mask_labels"]),
+                mask_path=folder / NATIVE_MASK_FILE if data["mask"] else None,
                 steps=tuple((step["name"], step["record"]) for step in grid["steps"]),
                 training_slices=tuple(data["training_slices"]),
                 quality=dict(data["quality"]),
@@ -237,7 +235,7 @@ class PreparedCase:
         Raises:
             ImageError: The file has changed or vanished since it was prepared.
         """
-        return None if self.mask_path is None else read_mask(self.mask_path, self.mask_labels).data
+        return None if self.mask_path is None else read_mask(self.mask_path, (1,)).data
 
 
 @dataclass(frozen=True)
@@ -293,6 +291,11 @@ class PreparedCohort:
     def select(self, case_ids: tuple[str, ...]) -> list[PreparedCase]:
         """Return the cases with these ids, in this order."""
         return [self.cases[case_id] for case_id in case_ids]
+
+
+def grid_file(folder: Path, sequence: str) -> Path:
+    """Return where a case's folder keeps the grid of one sequence's scan."""
+    return folder / f"grid_{sequence}.nii.gz"
 
 
 def volume_to_slices(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:

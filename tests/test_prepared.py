@@ -140,7 +140,7 @@ def test_a_missing_sequence_is_a_channel_of_zeros(tmp_path: Path) -> None:
     assert not case.images()[:, 0].any()
     assert case.images()[:, 1].any()
     assert case.channels(("flair",)) == (1,)
-    assert case.reference == tmp_path / "flair.nii.gz"
+    assert case.reference == tmp_path / "out" / "grid_flair.nii.gz"
 
 
 def test_a_case_without_mask_is_prepared(tmp_path: Path) -> None:

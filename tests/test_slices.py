@@ -62,7 +62,7 @@ def test_indices_tell_tumour_from_background(cases: list[PreparedCase]) -> None:
 
 
 def test_dataset_leaves_cases_without_mask_out(cases: list[PreparedCase], tmp_path: Path) -> None:
-    images = {"t1ce": cases[0].reference}
+    images = {"t1ce": write_phantom_cohort(tmp_path / "cohort", 1, 0).parent / "P001" / "t1ce.nii.gz"}
     prepare_case(Case("X", "X", images), tmp_path / "X", RECIPE)
     without = PreparedCase.load(tmp_path / "X")
     assert len(dataset([*cases, without])) == len(dataset(cases))

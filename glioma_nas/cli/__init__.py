@@ -23,6 +23,7 @@ from glioma_nas.cli import (  # noqa: F401
     nni_commands,
     pipeline_commands,
     preprocess_commands,
+    privacy_commands,
 )
 from glioma_nas.cli.application import app, complain, options
 from glioma_nas.errors import GliomaNasError

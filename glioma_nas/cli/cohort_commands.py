@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glioma_nas.cli.application import JsonOption, SetOption, app, complain, load_run_config, shown_progress
+from glioma_nas.cli.application import (
+    JsonOption,
+    SetOption,
+    app,
+    complain,
+    load_plugins,
+    load_run_config,
+    shown_progress,
+)
 
 if TYPE_CHECKING:
     from glioma_nas.config import CohortConfig
@@ -79,10 +87,15 @@ def _what_to_validate(path: Path, sequences: str | None, override: list[str] | N
 
     named = tuple(name.strip() for name in (sequences or "").split(",") if name.strip())
     if path.suffix.lower() in (".yaml", ".yml"):
+        from glioma_nas.case_preparation import build_steps
         from glioma_nas.stages.preprocess import sequences_of
 
         config = load_run_config(path, override, None)
-        demands = Demands(named or sequences_of(config), config.classify.markers, config.folds.n_folds)
+        load_plugins(config.plugins)
+        joined = any(step.joins_grids for step in build_steps(config.preprocess).values())
+        demands = Demands(
+            named or sequences_of(config), config.classify.markers, config.folds.n_folds, one_grid=not joined
+        )
         return config.cohort, demands
     if override:
         raise ConfigError("--set changes keys of a configuration; give the YAML in place of the sheet")

@@ -25,6 +25,7 @@ from glioma_nas.cohort.spreadsheet import SHEET_SUFFIXES, read_spreadsheet
 from glioma_nas.config import CohortConfig
 from glioma_nas.errors import CohortError, did_you_mean
 from glioma_nas.files import canonical_json, sha256_text
+from glioma_nas.privacy.pseudonyms import Pseudonyms, load_salt
 
 _KNOWN = ("case_id", "patient_id", "mask", "age", "sex")
 _DICOM_MAGIC = b"DICM"
@@ -107,7 +108,8 @@ def examine_cohort(config: CohortConfig, *, strict: bool = True) -> Reading:
         if case.case_id not in spoilt:
             cases.append(case)
     cohort = Cohort(table.source.resolve(), tuple(cases), sequences, labels)
-    return Reading(cohort, tuple(problems), tuple(notes), form)
+    reading = Reading(cohort, tuple(problems), tuple(notes), form)
+    return _with_pseudonyms(reading, table, config.salt_file) if config.hash_ids else reading
 
 
 def select_complete(cohort: Cohort, config: CohortConfig) -> tuple[Cohort, tuple[Exclusion, ...]]:
@@ -164,13 +166,46 @@ def cohort_fingerprint(config: CohortConfig) -> dict[str, Any]:
             continue  # absent, or no possible name: a finding of whoever reads the cohort
         scans[cell] = [status.st_size, status.st_mtime_ns]
     content = [form, list(table.columns), [dict(row.cells) for row in table.rows]]
-    return {"sheet": sha256_text(canonical_json(content)), "scans": scans}
+    fingerprint: dict[str, Any] = {"sheet": sha256_text(canonical_json(content)), "scans": scans}
+    if config.hash_ids:
+        # Another salt gives other case ids; the salt itself, 256 random bits, cannot be found from its hash.
+        fingerprint["salt"] = sha256_text(load_salt(config.salt_file, create=True).hex())
+    return fingerprint
 
 
 def first_of(problems: Sequence[str]) -> str:
     """Return the first finding and how many more there are, as one line."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{problems[0]}{more}"
+
+
+def _with_pseudonyms(reading: Reading, table: CohortTable, salt_file: Path) -> Reading:
+    pseudonyms = Pseudonyms(load_salt(salt_file, create=True))
+    hidden = {row.cells["case_id"]: pseudonyms.case(row.cells["case_id"]) for row in table.rows}
+    people = {row.cells["patient_id"]: pseudonyms.patient(row.cells["patient_id"]) for row in table.rows}
+    # Longest first, so that a shorter id inside a longer one leaves nothing of it behind. Paths are told too, because
+    # folders are named after patients.
+    words = sorted({**people, **hidden}.items(), key=lambda item: -len(item[0]))
+
+    def clean(text: str) -> str:
+        for identifier, pseudonym in words:
+            text = text.replace(identifier, pseudonym) if identifier else text
+        return text
+
+    for given, name in ((hidden, "case_id"), (people, "patient_id")):
+        if len(set(given.values())) != len(given):  # chance does that once in a million cohorts of 1000 patients
+            raise CohortError(f"two {name}s have one pseudonym; use another cohort.salt_file")
+    cases = tuple(
+        replace(case, case_id=hidden[case.case_id], patient_id=people[case.patient_id]) for case in reading.cohort.cases
+    )
+    return replace(
+        reading,
+        cohort=replace(reading.cohort, cases=cases),
+        problems=tuple(
+            Problem(clean(item.place), clean(item.message), hidden.get(item.case_id or "")) for item in reading.problems
+        ),
+        notes=tuple(map(clean, reading.notes)),
+    )
 
 
 def _read_table(config: CohortConfig) -> tuple[str, CohortTable]:

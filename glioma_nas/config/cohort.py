@@ -27,6 +27,12 @@ class CohortConfig(Section):
         None, description="sheet that adds age, sex, labels and patient_id to the cases, by case_id or else patient_id"
     )
     follow_links: bool = Field(False, description="allow links that lead out of the cohort's folder")
+    hash_ids: bool = Field(
+        False, description="replace case and patient ids by pseudonyms everywhere: folders, logs, reports"
+    )
+    salt_file: Path = Field(
+        Path("glioma_nas.salt"), description="secret that makes the pseudonyms, made if absent; keep it, share it never"
+    )
     sequences: tuple[str, ...] = Field(
         ("t1ce", "flair"), min_length=1, description="sequences the segmentation network sees, in channel order"
     )

@@ -82,7 +82,7 @@ def parse_config(data: Mapping[str, Any], *, source: str, folder: Path) -> RunCo
         config = RunConfig.model_validate(data)
     except ValidationError as err:
         raise ConfigError(f"{source}: {_first_problem(err)}") from err
-    paths = {"sheet": config.cohort.sheet, "clinical": config.cohort.clinical}
+    paths = {name: getattr(config.cohort, name) for name in ("sheet", "clinical", "salt_file")}
     paths = {name: (folder / path.expanduser()).resolve() for name, path in paths.items() if path is not None}
     plugins = tuple((folder / plugin.expanduser()).resolve() for plugin in config.plugins)
     return config.model_copy(

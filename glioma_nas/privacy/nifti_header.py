@@ -24,11 +24,11 @@ def scrub_nifti(source: Path, target: Path) -> bool:
         ImageError: ``source`` is not a readable NIfTI file.
     """
     image, _ = open_nifti(source)
-    header = image.header.copy()
-    had_text = bool(header_texts(header)) or bool(len(header.extensions))
     raw = image.file_map["image"].fileobj.getvalue()
     voxels = raw[int(image.dataobj.offset) :]
-    header.extensions.clear()
+    had_text = bool(header_texts(image.header)) or bool(len(image.header.extensions))
+    # Parsed again from the bytes: nibabel takes the intensity scaling out of the header of an image it has read.
+    header = type(image.header)(raw[: int(image.header["sizeof_hdr"])], check=False)
     for name in TEXT_FIELDS:
         if name in header:
             header[name] = b""

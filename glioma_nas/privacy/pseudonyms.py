@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
-from glioma_nas.cohort.records import Case, Cohort
-from glioma_nas.errors import CohortError, StorageError
+from glioma_nas.errors import StorageError
 
 _SALT_BYTES = 32
 _DIGITS = 10
+_FORM = re.compile(r"^[PC]-[0-9a-f]{10}(-[0-9a-f]{4})?$")
 
 
 class Pseudonyms:
@@ -46,6 +45,11 @@ class Pseudonyms:
         return hmac.new(self._salt, message, hashlib.sha256).hexdigest()[:digits]
 
 
+def is_pseudonym(text: str) -> bool:
+    """Tell whether a text has the form of a pseudonym of a patient, a case or an imported examination."""
+    return bool(_FORM.match(text))
+
+
 def load_salt(path: Path, *, create: bool) -> bytes:
     """Read the project's salt, or make it with access for its owner alone.
 
@@ -70,23 +74,3 @@ def load_salt(path: Path, *, create: bool) -> bytes:
     if len(salt) < 16:
         raise StorageError(f"{path}: a salt of {len(salt)} bytes is too short; at least 16 are needed")
     return salt
-
-
-def pseudonymous(cohort: Cohort, pseudonyms: Pseudonyms) -> Cohort:
-    """Return the cohort with hashed case and patient ids; labels are kept.
-
-    Raises:
-        CohortError: Two ids got one pseudonym, which chance does once in 10⁶ cohorts of 1000 patients.
-    """
-    cases = tuple(
-        replace(case, case_id=pseudonyms.case(case.case_id), patient_id=pseudonyms.patient(case.patient_id))
-        for case in cohort.cases
-    )
-    _require_distinct(cohort.cases, cases)
-    return replace(cohort, cases=cases)
-
-
-def _require_distinct(before: Iterable[Case], after: Iterable[Case]) -> None:
-    for name in ("case_id", "patient_id"):
-        if len({getattr(case, name) for case in before}) != len({getattr(case, name) for case in after}):
-            raise CohortError(f"two {name}s have one pseudonym; use another salt file")

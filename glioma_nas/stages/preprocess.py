@@ -159,11 +159,14 @@ def _prepare_all(context: StageContext, cases: Sequence[Case], recipe: Recipe) -
                 shutil.copytree(earlier / case.case_id, root / case.case_id, copy_function=_link_or_copy)
     waiting = [case for case in cases if not (root / case.case_id / CASE_FILE).is_file()]
     problems: list[dict[str, str]] = []
+    by_id = {case.case_id: case for case in waiting}
+    hidden = context.config.cohort.hash_ids
     with context.progress.task("preprocess", len(cases)) as task:
         if done := len(cases) - len(waiting):
             task.advance(done)
         for problem in _outcomes(waiting, root, recipe, context.config):
             if problem is not None:
+                problem = _without_paths(problem, by_id[problem["case_id"]]) if hidden else problem
                 _logger.info("case %s cannot be prepared", problem["case_id"])
                 problems.append(problem)
             task.advance(1, **({"failed": len(problems)} if problems else {}))
@@ -176,6 +179,15 @@ def _prepare_all(context: StageContext, cases: Sequence[Case], recipe: Recipe) -
     if problems:
         write_json(path, problems)
     return problems
+
+
+def _without_paths(problem: dict[str, str], case: Case) -> dict[str, str]:
+    """Name files by case and sequence, where their paths would name the patient."""
+    message = problem["message"]
+    for name, path in (*case.images.items(), ("mask", case.mask)):
+        if path is not None:
+            message = message.replace(str(path), f"{name} of case {case.case_id}").replace(path.name, name)
+    return {**problem, "message": message}
 
 
 def _link_or_copy(source: str, target: str) -> None:
