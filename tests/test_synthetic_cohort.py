@@ -1,203 +1,212 @@
-"""The synthetic cohort: reproducible, shaped like MRI, and correlated as published."""
+"""Writing a synthetic cohort: same bytes for the same seed, three formats that readers understand, resumable."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from functools import cache
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from glioma_nas.cli import app
 from glioma_nas.cohort import read_cohort
 from glioma_nas.config import CohortConfig
 from glioma_nas.errors import CohortError
-from glioma_nas.seeding import numpy_generator
+from glioma_nas.progress import Silent, TaskContext
 from glioma_nas.synthetic_cohort import write_synthetic_cohort
-from glioma_nas.synthetic_images import SyntheticScan, draw_scan
-from glioma_nas.synthetic_patients import SyntheticPatient, draw_patient
-from glioma_nas.synthetic_tumours import draw_centre
 
-pytestmark = pytest.mark.slow
-
-PEOPLE = [draw_patient(number, 0) for number in range(1, 1001)]
+SIZE = {"size_px": 40}
 
 
-def patient(**changes: object) -> SyntheticPatient:
-    fields = {
-        "case_id": "SYN-0001",
-        "idh": "mutant",
-        "codel_1p19q": "intact",
-        "mgmt": "methylated",
-        "grade": 2,
-        "ki67_percent": 3.0,
-        "age_years": 40.0,
-        "sex": "F",
-        "t2_flair_mismatch": False,
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
-    return SyntheticPatient(**{**fields, **changes})  # type: ignore[arg-type] - the tests give values of the right types
 
 
-WILDTYPE = {"idh": "wildtype", "grade": 4, "ki67_percent": 30.0}
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    write_synthetic_cohort(folder, 3, 5, **SIZE)
+    return folder
 
 
-@cache
-def scan_of(number: int, changes: tuple[tuple[str, object], ...]) -> SyntheticScan:
-    return draw_scan(patient(**dict(changes)), np.random.default_rng(number))
+@pytest.mark.slow
+def test_bytes_do_not_depend_on_workers_or_on_the_size_of_the_cohort(cohort: Path, tmp_path: Path) -> None:
+    write_synthetic_cohort(tmp_path, 2, 5, workers=2, **SIZE)
+    expected = {name: value for name, value in digests(cohort).items() if name.startswith(("SYN-0001/", "SYN-0002/"))}
+    assert len(expected) == 10
+    found = digests(tmp_path)
+    assert {name: found[name] for name in expected} == expected
 
 
-def scans(n: int, **changes: object) -> list[SyntheticScan]:
-    # Tests share scans, because drawing one takes half a second.
-    return [scan_of(number, tuple(changes.items())) for number in range(n)]
-
-
-def region(scan: SyntheticScan, name: str, labels: tuple[int, ...]) -> float:
-    # Mean brightness in units of healthy brain.
-    healthy = (scan.mask == 0) & (scan.images[name] > 0)
-    inside = np.isin(scan.mask, labels)
-    return float(scan.images[name][inside].mean() / scan.images[name][healthy].mean()) if inside.any() else float("nan")
-
-
-def test_patients_do_not_depend_on_the_size_of_the_cohort() -> None:
-    assert draw_patient(7, 0) == PEOPLE[6]
-    assert PEOPLE[6].case_id == "SYN-0007"
-    assert draw_patient(7, 1) != PEOPLE[6]
-
-
-def test_patients_follow_published_statistics() -> None:
-    groups = {
-        "oligodendroglioma": [p for p in PEOPLE if p.codel_1p19q == "codeleted"],
-        "astrocytoma": [p for p in PEOPLE if p.is_mutant and p.codel_1p19q == "intact"],
-        "glioblastoma": [p for p in PEOPLE if not p.is_mutant],
-    }
-    assert {name: len(group) for name, group in groups.items()} == {
-        "oligodendroglioma": 250,
-        "astrocytoma": 350,
-        "glioblastoma": 400,
-    }
-    for name, age in (("oligodendroglioma", 46), ("astrocytoma", 38), ("glioblastoma", 60)):
-        assert np.mean([p.age_years for p in groups[name]]) == pytest.approx(age, abs=2.5)
-    for grade, median in ((2, 3), (3, 8), (4, 25)):
-        assert np.median([p.ki67_percent for p in PEOPLE if p.grade == grade]) == pytest.approx(median, rel=0.2)
-    assert all(p.is_mutant for p in groups["oligodendroglioma"])
-    assert min(p.age_years for p in PEOPLE) >= 18
-    assert np.mean([p.t2_flair_mismatch for p in groups["astrocytoma"]]) == pytest.approx(0.4, abs=0.08)
-    assert not any(p.t2_flair_mismatch for name in ("oligodendroglioma", "glioblastoma") for p in groups[name])
-
-
-@pytest.mark.parametrize("n", [8, 12, 24])
-def test_small_cohorts_hold_both_classes(n: int) -> None:
-    for seed in range(20):
-        counts = Counter(draw_patient(number, seed).idh for number in range(1, n + 1))
-        assert min(counts["mutant"], counts["wildtype"]) >= max(1, n // 8)
-
-
-def test_scan_looks_like_a_scan() -> None:
-    (scan,) = scans(1)
-    assert set(scan.images) == {"t1", "t1ce", "t2", "flair"}
-    shape = scan.mask.shape
-    assert shape[:2] == (120, 120)
-    assert 22 <= shape[2] <= 24
-    brain = scan.images["t1"] > 0
-    spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
-    assert spacing[0] == pytest.approx(spacing[1])
-    assert 1.5 <= spacing[0] <= 2
-    assert 5 <= spacing[2] <= 6.5
-    # An adult brain has 1 to 1.9 litres.
-    assert 1e6 < brain.sum() * np.prod(spacing) < 1.9e6
-    assert not brain[0].any()
-    assert not brain[:, 0].any()
-    assert nib.aff2axcodes(scan.affine) == ("L", "P", "S")
-    for image in scan.images.values():
-        assert image.dtype == np.int16
-        assert image.min() == 0
-        np.testing.assert_array_equal(image > 0, brain)
-    assert set(np.unique(scan.mask)) <= {0, 1, 2, 4}
-    assert not (scan.mask[~brain]).any()
-
-
-def test_every_tumour_is_visible_and_of_plausible_size() -> None:
-    for scan in [*scans(4), *scans(4, **WILDTYPE)]:
-        ml = (scan.mask > 0).sum() * np.prod(np.linalg.norm(scan.affine[:3, :3], axis=0)) / 1000
-        assert 3 < ml < 250
-        assert region(scan, "flair", (1, 2, 4)) > 1.1
-        assert region(scan, "t2", (1, 2, 4)) > 1.1
-        assert region(scan, "t1", (1, 2, 4)) < 1.0
-
-
-def test_wildtype_of_grade_4_enhances_around_necrosis_and_low_grade_mutant_mostly_does_not() -> None:
-    wildtype, mutant = scans(6, **WILDTYPE), scans(6)
-    assert sum((scan.mask == 4).any() for scan in wildtype) >= 5
-    assert sum((scan.mask == 4).sum() > 20 for scan in mutant) <= 2
-    for scan in wildtype:
-        if (scan.mask == 4).any() and (scan.mask == 1).sum() > 10:
-            assert region(scan, "t1ce", (4,)) > 1.15 > region(scan, "t1ce", (1,))
-
-
-def test_ki67_raises_enhancement() -> None:
-    low, high = (scans(4, **{**WILDTYPE, "ki67_percent": value}) for value in (4.0, 60.0))
-    assert np.nanmean([region(scan, "t1ce", (4,)) for scan in high]) > np.nanmean(
-        [region(scan, "t1ce", (4,)) for scan in low]
+@pytest.mark.slow
+def test_sheet_is_read_like_any_other(cohort: Path) -> None:
+    read = read_cohort(CohortConfig(sheet=cohort / "cohort.csv", sequences=("flair",), missing_sequence="zero"))
+    assert [case.case_id for case in read.cases] == ["SYN-0001", "SYN-0002", "SYN-0003"]
+    case = read.cases[0]
+    assert set(case.images) == {"t1", "t1ce", "t2", "flair"}
+    assert {"idh", "codel_1p19q", "mgmt", "atrx", "tertp", "cdkn2a", "chr7_10", "egfr", "grade", "ki67", "site"} <= set(
+        case.labels
     )
+    assert case.age is not None
+    assert case.mask is not None
+    image, mask = nib.load(case.images["t1"]), nib.load(case.mask)
+    np.testing.assert_array_equal(image.affine, mask.affine)
 
 
-def test_mismatch_is_bright_on_t2_and_dark_on_flair() -> None:
-    for plain, mismatch in zip(scans(4), scans(4, t2_flair_mismatch=True), strict=True):
-        ratio = region(mismatch, "t2", (1,)) / region(mismatch, "flair", (1,))
-        assert ratio > 1.2 * region(plain, "t2", (1,)) / region(plain, "flair", (1,))
+@pytest.mark.slow
+def test_complete_cohort_is_left_alone_and_a_cut_off_one_continues(cohort: Path) -> None:
+    class Steps(Silent):
+        def __init__(self) -> None:
+            self.opened = 0
+
+        def task(self, description: str, total: int) -> TaskContext:
+            self.opened += 1
+            return super().task(description, total)
+
+    before = digests(cohort)
+    steps = Steps()
+    write_synthetic_cohort(cohort, 3, 5, progress=steps, **SIZE)
+    assert steps.opened == 0
+
+    kept = (cohort / "SYN-0001" / "t1.nii.gz").stat().st_mtime_ns
+    # As if killed while patient 2 was being written.
+    (cohort / "synthetic" / "SYN-0002.json").unlink()
+    (cohort / "SYN-0002" / "t2.nii.gz").write_bytes(b"half")
+    (cohort / "cohort.csv").unlink()
+    write_synthetic_cohort(cohort, 3, 5, **SIZE)
+    assert digests(cohort) == before
+    assert (cohort / "SYN-0001" / "t1.nii.gz").stat().st_mtime_ns == kept
+
+    write_synthetic_cohort(cohort, 2, 5, **SIZE)
+    assert not (cohort / "SYN-0003").exists()
+    write_synthetic_cohort(cohort, 3, 5, **SIZE)
+    assert digests(cohort) == before
 
 
-def test_mutants_prefer_the_frontal_lobe() -> None:
-    places = np.stack(np.meshgrid([-40, 40], np.arange(-80, 61, 10), [-10, 10, 30], indexing="ij"), axis=-1).reshape(
-        -1, 3
-    )
-
-    def frontal_share(**changes: object) -> float:
-        generator = np.random.default_rng(0)
-        drawn = [draw_centre(patient(**changes), places.astype(float), generator) for _ in range(500)]
-        return float(np.mean([place[1] > 5 and place[2] > -5 for place in drawn]))
-
-    # A quarter of the places are frontal; four times the weight makes that more than half.
-    assert frontal_share() > 0.5 > 0.35 > frontal_share(**WILDTYPE)
-
-
-def test_cohort_has_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
-    digests = []
-    for name, n in (("a", 2), ("b", 3)):
-        write_synthetic_cohort(tmp_path / name, n, 5)
-        files = sorted((tmp_path / name).glob("SYN-000[12]/*.nii.gz"))
-        assert len(files) == 10
-        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
-    assert digests[0] == digests[1]
-
-
-def test_cohort_sheet_is_read_like_any_other(tmp_path: Path) -> None:
-    sheet = write_synthetic_cohort(tmp_path, 2, 0, missing_t1ce_fraction=1.0)
-    cohort = read_cohort(CohortConfig(sheet=sheet, sequences=("flair",)))
-    assert [case.case_id for case in cohort.cases] == ["SYN-0001", "SYN-0002"]
-    assert set(cohort.cases[0].images) == {"t1", "t2", "flair"}
-    assert set(cohort.cases[0].labels) == {"idh", "codel_1p19q", "mgmt", "grade", "ki67"}
+@pytest.mark.slow
+def test_patients_without_contrast_have_an_empty_cell(tmp_path: Path) -> None:
+    sheet = write_synthetic_cohort(tmp_path, 1, 0, missing_t1ce_fraction=1.0, **SIZE)
+    read = read_cohort(CohortConfig(sheet=sheet, sequences=("flair",)))
+    assert set(read.cases[0].images) == {"t1", "t2", "flair"}
     assert not list(tmp_path.glob("*/t1ce.nii.gz"))
+    write_synthetic_cohort(tmp_path, 1, 0, missing_t1ce_fraction=0.0, **SIZE)
+    assert (tmp_path / "SYN-0001" / "t1ce.nii.gz").is_file()
 
 
-def test_cohort_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    sheet = write_synthetic_cohort(tmp_path, 1, 0)
-    before = sheet.stat().st_mtime_ns
-    write_synthetic_cohort(tmp_path, 1, 0)
-    assert sheet.stat().st_mtime_ns == before
-    write_synthetic_cohort(tmp_path, 1, 1)
-    assert sheet.stat().st_mtime_ns != before
+def test_contrast_is_missing_in_nine_per_cent_by_default() -> None:
+    from glioma_nas.seeding import numpy_generator
+
+    chances = [numpy_generator(0, "synthetic", "missing", number).random() < 0.09 for number in range(1, 1001)]
+    assert np.mean(chances) == pytest.approx(0.09, abs=0.02)
 
 
-@pytest.mark.parametrize(("n", "fraction", "message"), [(0, 0.0, "at least 1"), (1, 1.5, "between 0 and 1")])
-def test_cohort_refuses_impossible_wishes(tmp_path: Path, n: int, fraction: float, message: str) -> None:
+@pytest.mark.slow
+def test_bids_folder_is_read_with_masks_and_labels(tmp_path: Path) -> None:
+    write_synthetic_cohort(tmp_path, 2, 5, format="bids", missing_t1ce_fraction=0, **SIZE)
+    read = read_cohort(CohortConfig(sheet=tmp_path, sequences=("t1ce", "flair")))
+    assert [case.case_id for case in read.cases] == ["sub-SYN0001", "sub-SYN0002"]
+    case = read.cases[0]
+    assert set(case.images) == {"t1", "t1ce", "t2", "flair"}
+    assert case.mask is not None and "derivatives" in case.mask.parts
+    assert case.labels["idh"] in ("mutant", "wildtype")
+    assert case.age is not None
+    sidecar = json.loads((tmp_path / "sub-SYN0001/anat/sub-SYN0001_FLAIR.json").read_text())
+    assert sidecar["InversionTime"] == 2.5
+
+
+@pytest.mark.slow
+def test_dicom_series_convert_to_the_voxels_and_places_that_were_drawn(tmp_path: Path) -> None:
+    import dcm2niix
+    import pydicom
+
+    options = {"raw": True, "missing_t1ce_fraction": 0.0, **SIZE}
+    write_synthetic_cohort(tmp_path / "dicom", 1, 5, format="dicom", **options)
+    write_synthetic_cohort(tmp_path / "nifti", 1, 5, **options)
+    for folder, name in (("T1", "t1"), ("T1C", "t1ce"), ("T2", "t2"), ("FLAIR", "flair")):
+        out = tmp_path / folder
+        out.mkdir()
+        command = [
+            dcm2niix.bin,
+            "-b",
+            "n",
+            "-z",
+            "n",
+            "-f",
+            "scan",
+            "-o",
+            str(out),
+            f"{tmp_path}/dicom/SYN-0001/{folder}",
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        (path,) = out.glob("*.nii")
+        converted = nib.as_closest_canonical(nib.load(path))
+        drawn = nib.as_closest_canonical(nib.load(tmp_path / "nifti" / "SYN-0001" / f"{name}.nii.gz"))
+        np.testing.assert_allclose(converted.affine, drawn.affine, atol=1e-3)
+        np.testing.assert_array_equal(np.asarray(converted.dataobj), np.asarray(drawn.dataobj))
+    slices = [pydicom.dcmread(path) for path in sorted((tmp_path / "dicom/SYN-0001/T1C").glob("*.dcm"))]
+    first = slices[0]
+    assert str(first.PatientName) == "Synthetic^Patient 0001"
+    assert first.ContrastBolusAgent == "GADOLINIUM"
+    assert {item.SeriesInstanceUID for item in slices} == {first.SeriesInstanceUID}
+    assert len({item.SOPInstanceUID for item in slices}) == len(slices)
+    assert not first.StudyDate
+    assert first.PatientBirthDate == ""
+    again = tmp_path / "again"
+    write_synthetic_cohort(again, 1, 5, format="dicom", **options)
+    assert digests(again) == digests(tmp_path / "dicom")
+
+
+@pytest.mark.slow
+def test_another_format_in_the_same_folder_is_refused(cohort: Path) -> None:
+    with pytest.raises(CohortError, match="holds a synthetic cohort in format 'nifti'; choose an empty folder"):
+        write_synthetic_cohort(cohort, 3, 5, format="bids", **SIZE)
+
+
+@pytest.mark.slow
+def test_hard_cohorts_keep_their_labels_and_change_their_images(cohort: Path, tmp_path: Path) -> None:
+    write_synthetic_cohort(tmp_path, 3, 5, difficulty="hard", **SIZE)
+    assert (tmp_path / "cohort.csv").read_text() == (cohort / "cohort.csv").read_text()
+    assert (tmp_path / "SYN-0001/t1.nii.gz").read_bytes() != (cohort / "SYN-0001/t1.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_patients": 0}, "at least 1"),
+        ({"missing_t1ce_fraction": 1.5}, "between 0 and 1"),
+        ({"size_px": 8}, "32 to 512"),
+        ({"workers": 0}, "at least 1"),
+        ({"format": "nift"}, "unknown format 'nift': did you mean 'nifti'"),
+        ({"difficulty": "medium"}, "unknown difficulty 'medium'"),
+    ],
+)
+def test_impossible_wishes_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"n_patients": 1, "seed": 0, **change}
     with pytest.raises(CohortError, match=message):
-        write_synthetic_cohort(tmp_path, n, 0, missing_t1ce_fraction=fraction)
+        write_synthetic_cohort(tmp_path, **arguments)  # type: ignore[arg-type]  # wrong on purpose
+    assert not list(tmp_path.iterdir())
 
 
-def test_scan_depends_on_its_generator_only() -> None:
-    first, second = (draw_scan(PEOPLE[3], numpy_generator(0, "scan", 4)) for _ in range(2))
-    for name in first.images:
-        np.testing.assert_array_equal(first.images[name], second.images[name])
+@pytest.mark.slow
+def test_command_prints_where_the_sheet_is(tmp_path: Path) -> None:
+    arguments = ["cohort", "synth", "--out", str(tmp_path), "--patients", "1", "--size-px", "40", "--format", "bids"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path / "participants.tsv") in result.output
+    assert CliRunner().invoke(app, [*arguments[:-1], "dcm"]).exit_code == 2
+
+
+@pytest.mark.slow
+def test_import_is_quick_because_torch_and_nilearn_are_not_loaded() -> None:
+    code = "import sys, glioma_nas.synthetic_cohort; print(sorted({'torch', 'nilearn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,19 +26,52 @@ cohort_app = typer.Typer(help="Check or make cohorts.", no_args_is_help=True)
 app.add_typer(cohort_app, name="cohort")
 
 
+class _Format(StrEnum):
+    nifti = "nifti"
+    dicom = "dicom"
+    bids = "bids"
+
+
+class _Difficulty(StrEnum):
+    easy = "easy"
+    standard = "standard"
+    hard = "hard"
+
+
 @cohort_app.command("synth")
 def cohort_synth(
     out: Annotated[Path, typer.Option("--out", help="folder to fill")],
     patients: Annotated[int, typer.Option("--patients", min=1)] = 40,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    form: Annotated[_Format, typer.Option("--format", help="which files to write")] = _Format.nifti,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="whole heads, unregistered, each sequence on a grid of its own")
+    ] = False,
+    size_px: Annotated[int, typer.Option("--size-px", help="pixels along each side of a slice")] = 120,
+    difficulty: Annotated[
+        _Difficulty, typer.Option("--difficulty", help="how noisy the scans and how typical the tumours")
+    ] = _Difficulty.standard,
+    missing_t1ce: Annotated[float, typer.Option("--missing-t1ce", help="share of patients without contrast")] = 0.09,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="processes")] = 2,
 ) -> None:
-    """Write a synthetic glioma cohort: NIfTI files and a sheet."""
+    """Write a synthetic glioma cohort as NIfTI, DICOM or BIDS, with a sheet of its labels."""
     from glioma_nas.files import require_writable
     from glioma_nas.synthetic_cohort import write_synthetic_cohort
 
     require_writable(out)
     with shown_progress() as progress:
-        sheet = write_synthetic_cohort(out, patients, seed, progress=progress)
+        sheet = write_synthetic_cohort(
+            out,
+            patients,
+            seed,
+            format=form.value,
+            raw=raw,
+            size_px=size_px,
+            difficulty=difficulty.value,
+            missing_t1ce_fraction=missing_t1ce,
+            workers=workers,
+            progress=progress,
+        )
     typer.echo(sheet)
 
 

@@ -44,7 +44,7 @@ def demo(
 
     require_writable(out, free_bytes=MIN_FREE_BYTES)
     with shown_progress() as progress:
-        sheet = write_synthetic_cohort(out / "cohort", patients, seed, progress=progress)
+        sheet = write_synthetic_cohort(out / "cohort", patients, seed, workers=2, progress=progress)
     preset = yaml.safe_load(resources.files("glioma_nas").joinpath("demo.yaml").read_text(encoding="utf-8"))
     preset["seed"] = seed
     preset["cohort"]["sheet"] = str(sheet.resolve())
