@@ -15,6 +15,7 @@ import nni
 from nni.nas.evaluator.pytorch import DataLoader, Lightning
 from torch import nn
 
+from glioma_nas.config import AugmentationConfig
 from glioma_nas.errors import CohortError, ConfigError, did_you_mean
 from glioma_nas.evaluators.segmentation_module import CHECKPOINTS, SegmentationModule
 from glioma_nas.files import read_json, write_json
@@ -112,6 +113,7 @@ class SegmentationEvaluator(Lightning):
         schedule: See `SegmentationModule`.
         tumour_slice_fraction: Share of drawn slices with tumour.
         augment: Whether training slices are augmented.
+        augmentation: How, as keyword arguments of `glioma_nas.config.AugmentationConfig`.
         seed: Seed of this training.
         device: See `glioma_nas.training.make_trainer`.
         progress: Where to report.
@@ -147,6 +149,7 @@ class SegmentationEvaluator(Lightning):
         schedule: str = "exponential",
         tumour_slice_fraction: float = 0.7,
         augment: bool = True,
+        augmentation: Mapping[str, Any] | None = None,
         seed: int = 0,
         device: str = "cpu",
         progress: Progress | None = None,
@@ -175,7 +178,13 @@ class SegmentationEvaluator(Lightning):
         self.training_patients = sorted({case.patient_id for case in training})
 
         def loader(cases: Sequence[PreparedCase], name: str) -> Any:
-            dataset = SliceDataset(cases, tuple(sequences), augment=augment, seed=derive_seed(self.seed, name))
+            dataset = SliceDataset(
+                cases,
+                tuple(sequences),
+                augment=augment,
+                augmentation=AugmentationConfig(**(augmentation or {})),
+                seed=derive_seed(self.seed, name),
+            )
             length = steps_per_epoch * batch_size if steps_per_epoch else None
             sampler = EpochSampler(
                 dataset,

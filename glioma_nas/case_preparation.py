@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from glioma_nas.case_volumes import CaseVolumes, PreprocessStep
 from glioma_nas.cohort import Case
-from glioma_nas.config import PreprocessConfig
+from glioma_nas.config import PreprocessConfig, indicated_by, indicator_of
 from glioma_nas.contact_sheet import write_contact_sheet
 from glioma_nas.errors import ConfigError, GliomaNasError, ImageError, StorageError
 from glioma_nas.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
@@ -46,18 +46,25 @@ class Recipe:
         sequences: Channel order; a channel whose sequence the case lacks is zero.
         preprocess: Steps and sizes.
         mask_labels: Mask values that count as tumour.
+        indicated: Sequences that have a further channel, which is 1 in the brain of a case that has the sequence.
     """
 
     sequences: tuple[str, ...]
     preprocess: PreprocessConfig
     mask_labels: tuple[int, ...]
+    indicated: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the prepared channels, in order."""
+        return (*self.sequences, *map(indicator_of, self.indicated))
 
     @property
     def hash(self) -> str:
         """Hash of all that can change a prepared case; the number of workers cannot."""
         preprocess = self.preprocess.model_dump(mode="json", exclude={"workers", "max_failed_share"})
         files = {str(path): sha256_file(path) for path in self.preprocess.option_files()}
-        return sha256_text(canonical_json([list(self.sequences), preprocess, list(self.mask_labels), files]))
+        return sha256_text(canonical_json([list(self.channels), preprocess, list(self.mask_labels), files]))
 
 
 def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
@@ -71,10 +78,12 @@ def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
     scans = _read_scans(case, recipe)
     read = _gather(case, scans, recipe, joined=any(step.joins_grids for step in steps.values()))
     prepared, records = _run_steps(case, read, steps, recipe)
-    channels = np.zeros((len(recipe.sequences), *prepared.shape), dtype=np.float32)
-    for index, name in enumerate(recipe.sequences):
+    channels = np.zeros((len(recipe.channels), *prepared.shape), dtype=np.float32)
+    for index, name in enumerate(recipe.channels):
         if name in prepared.images:
             channels[index] = prepared.images[name]
+        elif indicated_by(name) in prepared.images:
+            channels[index] = prepared.brain
     slices = np.stack([volume_to_slices(channel) for channel in channels], axis=1)
     folder.mkdir(parents=True, exist_ok=True)
     _write_array(folder / IMAGES_FILE, slices)
@@ -94,7 +103,7 @@ def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
             "age": case.age,
             "sex": case.sex,
             "labels": dict(case.labels),
-            "sequences": list(recipe.sequences),
+            "sequences": list(recipe.channels),
             "present": [name for name in recipe.sequences if name in scans],
             "mask": case.mask is not None,
             "n_slices": int(slices.shape[0]),

@@ -36,6 +36,7 @@ from glioma_nas.files import (
     write_json,
     write_text,
 )
+from glioma_nas.missing_sequences import without_incomplete_sequences
 from glioma_nas.progress import Progress
 
 _logger = logging.getLogger(__name__)
@@ -126,14 +127,21 @@ STAGES: tuple[Stage, ...] = (
         "latency",
         "measure every operator of the search space",
         (),
-        ("latency", "search.space", "search.space_options", "preprocess.image_size_px", "cohort.sequences"),
+        (
+            "latency",
+            "search.space",
+            "search.space_options",
+            "preprocess.image_size_px",
+            "cohort.sequences",
+            "cohort.missing_sequence",
+        ),
         "glioma_nas.stages.latency",
     ),
     Stage(
         "search",
         "search teacher and student together",
         ("preprocess", "latency"),
-        ("search", "device"),
+        ("search", "augmentation", "device"),
         "glioma_nas.stages.search",
         _calibration_fingerprint,
     ),
@@ -141,7 +149,7 @@ STAGES: tuple[Stage, ...] = (
         "train",
         "train teacher, student and baselines from scratch, fold by fold",
         ("preprocess", "search"),
-        ("train", "device"),
+        ("train", "augmentation", "device"),
         "glioma_nas.stages.train",
     ),
     Stage(
@@ -187,9 +195,13 @@ class Pipeline:
     """
 
     def __init__(self, config: RunConfig, folder: Path, progress: Progress) -> None:
-        self.config = config
+        self.config = without_incomplete_sequences(config)
         self.folder = folder.resolve()
         self.progress = progress
+        if self.config.cohort.dropped_sequences:
+            progress.note(
+                f"dropped from the run: {', '.join(self.config.cohort.dropped_sequences)}, missing in some case"
+            )
 
     def run(self, names: Iterable[str] = STAGE_NAMES, *, force: bool = False) -> None:
         """Run the named stages in pipeline order; those already done with the same inputs are skipped.

@@ -17,18 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from glioma_nas.augmentation import Variation
+from glioma_nas.config import AugmentationConfig, indicated_by
 from glioma_nas.errors import CohortError
 from glioma_nas.prepared import PreparedCase
-from glioma_nas.seeding import derive_seed, numpy_generator
+from glioma_nas.seeding import numpy_generator
 
 _logger = logging.getLogger(__name__)
-
-_MAX_ROTATION_DEGREES = 15.0
-_SCALE_RANGE = (0.9, 1.1)
-_MAX_SHIFT = 0.05
-_GAIN_DEVIATION = 0.1
-_SHIFT_DEVIATION = 0.1
-_MAX_NOISE_DEVIATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,14 +50,23 @@ class SliceDataset(Dataset[SliceItem]):
     Args:
         cases: Prepared cases; those without a mask have nothing to learn from and are left out.
         sequences: Channels and their order.
-        augment: Whether to vary every slice by rotation, scale, shift, left-right flip, intensity and noise.
+        augment: Whether every slice is varied.
+        augmentation: How.
         seed: Seed of the augmentation.
 
     Raises:
         CohortError: No case has a mask, or a sequence was not prepared.
     """
 
-    def __init__(self, cases: Sequence[PreparedCase], sequences: Sequence[str], *, augment: bool, seed: int) -> None:
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        sequences: Sequence[str],
+        *,
+        augment: bool,
+        seed: int,
+        augmentation: AugmentationConfig | None = None,
+    ) -> None:
         self.cases = [case for case in cases if case.has_mask]
         if not self.cases:
             raise CohortError(
@@ -72,18 +76,28 @@ class SliceDataset(Dataset[SliceItem]):
             _logger.info("%d of %d cases have no mask and are not trained on", len(cases) - len(self.cases), len(cases))
         self.sequences = tuple(sequences)
         self.augment = augment
+        self.augmentation = augmentation or AugmentationConfig()
+        self._images = [index for index, name in enumerate(self.sequences) if indicated_by(name) is None]
+        self._indicators = {
+            index: self.sequences.index(shown)
+            for index, name in enumerate(self.sequences)
+            if (shown := indicated_by(name)) is not None
+        }
         self.seed = seed
         self._channels = [list(case.channels(self.sequences)) for case in self.cases]
         self._places = [(number, index) for number, case in enumerate(self.cases) for index in range(case.n_slices)]
         tumour = {(number, index) for number, case in enumerate(self.cases) for index in case.tumour_slices}
+        trained = {(number, index) for number, case in enumerate(self.cases) for index in case.training_slices}
+        self.training_indices = tuple(i for i, place in enumerate(self._places) if place in trained)
+        """Indices of the slices that may be trained on, see ``preprocess.training_slices``."""
         self.tumour_indices = tuple(i for i, place in enumerate(self._places) if place in tumour)
         """Indices of the slices that show tumour."""
         self.background_indices = tuple(
             i
             for i, place in enumerate(self._places)
-            if place not in tumour and self.cases[place[0]].brain_px[place[1]] > 0
+            if place in trained and place not in tumour and self.cases[place[0]].brain_px[place[1]] > 0
         )
-        """Indices of the slices that show brain but no tumour."""
+        """Indices of the slices that show brain but no tumour, and may be trained on."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -99,9 +113,18 @@ class SliceDataset(Dataset[SliceItem]):
         mask = torch.from_numpy(pixels[index].astype(np.int64))
         if self.augment:
             variation = Variation.draw(
-                numpy_generator(self.seed, "augment", draw.epoch, draw.position), n_channels=len(image)
+                numpy_generator(self.seed, "augment", draw.epoch, draw.position),
+                self.augmentation,
+                present=[bool(image[channel].any()) for channel in self._images],
             )
-            image, mask = variation.apply(image, mask)
+            there = {channel: bool(image[shown].any()) for channel, shown in self._indicators.items()}
+            varied, mask = variation.apply(image[self._images], mask)
+            brain = (varied != 0).any(dim=0)
+            image = torch.zeros_like(image)
+            image[self._images] = varied
+            for channel, shown in self._indicators.items():
+                kept = there[channel] and not variation.dropped[self._images.index(shown)]
+                image[channel] = brain if kept else 0
         return {"image": image, "mask": mask, "case": case.case_id, "slice": index}
 
 
@@ -110,7 +133,7 @@ class EpochSampler(Sampler[Draw]):
 
     Args:
         dataset: Where to draw from.
-        length: Draws of an epoch; None means every slice once, in random order.
+        length: Draws of an epoch; None means every slice that may be trained on once, in random order.
         tumour_fraction: Share of draws that show tumour, when ``length`` is given; if no slice is free of it, all do.
         seed: Seed of the draws.
 
@@ -121,7 +144,8 @@ class EpochSampler(Sampler[Draw]):
     def __init__(self, dataset: SliceDataset, *, length: int | None, tumour_fraction: float, seed: int) -> None:
         self._tumour = dataset.tumour_indices
         self._background = dataset.background_indices
-        self._n_slices = len(dataset)
+        self._all = dataset.training_indices
+        self._n_slices = len(self._all)
         self._length = length
         self._tumour_fraction = tumour_fraction
         self._seed = seed
@@ -143,7 +167,7 @@ class EpochSampler(Sampler[Draw]):
         epoch = self._epoch
         generator = numpy_generator(self._seed, "sampler", epoch)
         if self._length is None:
-            indices = generator.permutation(self._n_slices)
+            indices = generator.permutation(np.asarray(self._all, dtype=np.int64))
         else:
             n_tumour = round(self._length * self._tumour_fraction) if self._background else self._length
             chosen = [
@@ -153,75 +177,6 @@ class EpochSampler(Sampler[Draw]):
             indices = generator.permutation(np.concatenate(chosen))
         for position, index in enumerate(indices):
             yield Draw(int(index), epoch, position)
-
-
-@dataclass(frozen=True)
-class Variation:
-    """The parameters of one augmentation, drawn first and applied afterwards.
-
-    Attributes:
-        rotation_degrees: In-plane rotation, ±15.
-        scale: Magnification, 0.9 to 1.1.
-        shift: (x, y) as a fraction of the side, ±0.05.
-        flip: Whether left and right are swapped.
-        gain: Factor of each channel, about 1.
-        offset: Addend of each channel, in deviations, about 0.
-        noise: Deviation of added Gaussian noise, 0 to 0.1.
-        noise_seed: Seed of that noise.
-    """
-
-    rotation_degrees: float
-    scale: float
-    shift: tuple[float, float]
-    flip: bool
-    gain: tuple[float, ...]
-    offset: tuple[float, ...]
-    noise: float
-    noise_seed: int
-
-    @classmethod
-    def draw(cls, generator: np.random.Generator, *, n_channels: int) -> Variation:
-        """Draw a variation for an image of ``n_channels``."""
-        return cls(
-            rotation_degrees=float(generator.uniform(-_MAX_ROTATION_DEGREES, _MAX_ROTATION_DEGREES)),
-            scale=float(generator.uniform(*_SCALE_RANGE)),
-            shift=(
-                float(generator.uniform(-_MAX_SHIFT, _MAX_SHIFT)),
-                float(generator.uniform(-_MAX_SHIFT, _MAX_SHIFT)),
-            ),
-            flip=bool(generator.random() < 0.5),
-            gain=tuple(np.exp(generator.normal(0, _GAIN_DEVIATION, n_channels)).tolist()),
-            offset=tuple(generator.normal(0, _SHIFT_DEVIATION, n_channels).tolist()),
-            noise=float(generator.uniform(0, _MAX_NOISE_DEVIATION)),
-            noise_seed=derive_seed(int(generator.integers(2**31)), "noise"),
-        )
-
-    def apply(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Vary one slice; what moves in from outside is background, and background stays 0.
-
-        Args:
-            image: (C, H, W) float32, background 0.
-            mask: (H, W) int64.
-        """
-        angle = np.deg2rad(self.rotation_degrees)
-        cos, sin = np.cos(angle) / self.scale, np.sin(angle) / self.scale
-        mirror = -1.0 if self.flip else 1.0
-        # Rows give the place in the old slice, in units of half a side, for each place in the new one.
-        matrix = torch.tensor(
-            [[[mirror * cos, -mirror * sin, mirror * 2 * self.shift[0]], [sin, cos, 2 * self.shift[1]]]],
-            dtype=torch.float32,
-        )
-        grid = torch.nn.functional.affine_grid(matrix, [1, 1, *mask.shape], align_corners=False)
-        varied = _sample(image[None], grid, "bilinear")[0]
-        brain = _sample((image != 0).float()[None], grid, "nearest")[0]
-        moved_mask = _sample(mask[None, None].float(), grid, "nearest")[0, 0].round().long()
-        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(self.noise_seed)) * self.noise
-        gain, offset = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.gain, self.offset))
-        return (varied * gain + offset + noise) * brain, moved_mask
-
-
-def _sample(image: Tensor, grid: Tensor, mode: str) -> Tensor:
-    return torch.nn.functional.grid_sample(image, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def _cycle(indices: Sequence[int], n: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:

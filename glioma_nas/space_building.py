@@ -20,12 +20,12 @@ def space_options(config: RunConfig) -> dict[str, Any]:
         ConfigError: The user set one of the latter.
     """
     decided = {
-        "in_channels": len(config.cohort.sequences),
+        "in_channels": len(config.cohort.channels),
         "n_classes": N_CLASSES,
         "image_size_px": config.preprocess.image_size_px,
     }
     for name, where in (
-        ("in_channels", "the number of cohort.sequences"),
+        ("in_channels", "cohort.sequences and cohort.missing_sequence"),
         ("n_classes", "tumour and background"),
         ("image_size_px", "preprocess.image_size_px"),
     ):

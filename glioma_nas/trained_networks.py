@@ -62,7 +62,7 @@ def build_network(config: RunConfig, search_folder: Path, name: str) -> nn.Modul
             registry.networks.get(name),
             config.train.baseline_options.get(name, {}),
             where=f"train.baseline_options of '{name}'",
-            in_channels=len(config.cohort.sequences),
+            in_channels=len(config.cohort.channels),
             n_classes=N_CLASSES,
         )
     return network

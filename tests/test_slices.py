@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,13 @@ from torch.utils.data import DataLoader
 
 from glioma_nas.case_preparation import Recipe, prepare_case
 from glioma_nas.cohort import Case, read_cohort
-from glioma_nas.config import CohortConfig, PreprocessConfig
+from glioma_nas.config import AugmentationConfig, CohortConfig, PreprocessConfig
 from glioma_nas.errors import CohortError
 from glioma_nas.prepared import PreparedCase
-from glioma_nas.slices import Draw, EpochSampler, SliceDataset, Variation
-from glioma_nas.testing.phantoms import write_phantom_cohort
+from glioma_nas.slices import Draw, EpochSampler, SliceDataset
+from glioma_nas.testing.phantoms import write_nifti, write_phantom_cohort
 
 RECIPE = Recipe(("t1ce", "flair", "t1"), PreprocessConfig(crop_size_px=48, image_size_px=48), (1,))
-STILL = Variation(0.0, 1.0, (0.0, 0.0), False, (1.0, 1.0), (0.0, 0.0), 0.0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -141,85 +140,64 @@ def test_batches_are_the_same_with_any_number_of_loader_workers(cases: list[Prep
         assert alone["case"] == parallel["case"]
 
 
-def square() -> tuple[torch.Tensor, torch.Tensor]:
-    image = torch.zeros(2, 40, 40)
-    image[:, 4:36, 4:36] = 0.5
-    image[:, 8:14, 20:30] = 2.0
-    mask = torch.zeros(40, 40, dtype=torch.int64)
-    mask[8:14, 20:30] = 1
-    return image, mask
+def prepared(case: Case, folder: Path, recipe: Recipe) -> PreparedCase:
+    prepare_case(case, folder, recipe)
+    return PreparedCase.load(folder)
 
 
-def vary(**changes: object) -> Variation:
-    return Variation(**{**STILL.__dict__, **changes})  # type: ignore[arg-type] - values are given by the tests below
+@pytest.mark.parametrize(("rule", "expected"), [("all", 6), ("brain", 4), ("tumour", 3)])
+def test_slices_are_chosen_for_training_by_area_and_all_are_scored(tmp_path: Path, rule: str, expected: int) -> None:
+    image = np.zeros((40, 40, 6), np.int16)
+    image[8:32, 8:32, 1:5] = np.random.default_rng(0).integers(50, 90, (24, 24, 4))
+    mask = np.zeros(image.shape, np.uint8)
+    mask[10:20, 10:20, 2:5] = 1
+    paths = [write_nifti(tmp_path / f"{name}.nii.gz", data) for name, data in (("flair", image), ("mask", mask))]
+    config = PreprocessConfig(crop_size_px=48, image_size_px=48, training_slices=rule)
+    case = prepared(Case("A", "A", {"flair": paths[0]}, paths[1]), tmp_path / "out", Recipe(("flair",), config, (1,)))
+    data = SliceDataset([case], ("flair",), augment=True, seed=0)
+    drawn = {draw.index for draw in EpochSampler(data, length=None, tumour_fraction=0.5, seed=0)}
+    assert len(drawn) == expected
+    assert set(data.tumour_indices) <= drawn
+    assert len(data) == case.n_slices == 6
+    balanced = EpochSampler(data, length=20, tumour_fraction=0.5, seed=0)
+    assert {draw.index for draw in balanced} <= drawn
 
 
-def test_variation_of_nothing_changes_nothing() -> None:
-    image, mask = square()
-    varied, moved = STILL.apply(image, mask)
-    torch.testing.assert_close(varied, image, atol=1e-5, rtol=0)
-    assert torch.equal(moved, mask)
+def test_indicator_channels_follow_the_sequences(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path, 1, 0)
+    (case,) = read_cohort(CohortConfig(sheet=sheet)).cases
+    recipe = Recipe(("t1ce", "flair"), RECIPE.preprocess, (1,), indicated=("t1ce", "flair"))
+    channels = recipe.channels
+    assert channels == ("t1ce", "flair", "t1ce_is_present", "flair_is_present")
+    whole = prepared(case, tmp_path / "whole", recipe)
+    images = {"flair": case.images["flair"]}
+    lacking = prepared(replace(case, images=images), tmp_path / "lacking", recipe)
+    assert (whole.sequences, lacking.present) == (channels, ("flair",))
+    np.testing.assert_array_equal(whole.images()[:, 2], (whole.images()[:, :2] != 0).any(axis=1))
+    assert not lacking.images()[:, [0, 2]].any()
+    for item, n_present in ((whole, 2), (lacking, 1)):
+        data = SliceDataset([item], channels, augment=True, seed=0)
+        for position in range(6):
+            image = data[Draw(3, 0, position)]["image"]
+            present = [bool(image[channel].any()) for channel in range(4)]
+            assert present[:2] == present[2:]
+            assert sum(present[:2]) == n_present
+            assert set(image[2:].unique().tolist()) <= {0.0, 1.0}
 
 
-def test_variation_flips_left_and_right_only() -> None:
-    image, mask = square()
-    varied, moved = vary(flip=True).apply(image, mask)
-    torch.testing.assert_close(varied, image.flip(-1), atol=1e-5, rtol=0)
-    assert torch.equal(moved, mask.flip(-1))
-
-
-def test_variation_moves_image_and_mask_together() -> None:
-    image, mask = square()
-    _, moved = vary(shift=(0.05, 0.0)).apply(image, mask)
-    # Reading 2 pixels (5 % of 40) further right moves the content 2 pixels to the left.
-    assert torch.equal(moved, torch.roll(mask, -2, dims=1))
-    varied, moved = vary(rotation_degrees=12.0, scale=1.1).apply(image, mask)
-    assert varied[0][moved == 1].mean() > 1.7
-    assert moved.sum() == pytest.approx(int(mask.sum()) * 1.1**2, rel=0.1)
-
-
-def test_variation_rotates_by_the_angle_given() -> None:
-    image = torch.zeros(1, 41, 41)
-    mask = torch.zeros(41, 41, dtype=torch.int64)
-    mask[20, 20:40] = 1  # a ray from the centre to the right
-    _, moved = vary(rotation_degrees=15.0).apply(image, mask)
-    y, x = torch.nonzero(moved, as_tuple=True)
-    angle = torch.rad2deg(torch.atan2((y - 20.0).sum(), (x - 20.0).sum())).abs()
-    assert angle == pytest.approx(15, abs=2)
-
-
-def test_variation_of_brightness_leaves_the_background_zero() -> None:
-    image, mask = square()
-    varied, _ = vary(gain=(2.0, 1.0), offset=(0.5, -1.0), noise=0.1, noise_seed=3).apply(image, mask)
-    assert not varied[:, :4].any()
-    assert varied[0, 8:14, 20:30].mean() == pytest.approx(2 * 2 + 0.5, abs=0.05)
-    assert varied[1, 8:14, 20:30].mean() == pytest.approx(1.0, abs=0.05)
-    assert varied[0, 20:30, 8:30].std() == pytest.approx(0.1, rel=0.15)
-
-
-def test_variation_keeps_a_missing_sequence_at_zero() -> None:
-    image, mask = square()
-    image[1] = 0
-    varied, _ = vary(offset=(0.3, 0.3), noise=0.1).apply(image, mask)
-    assert not varied[1].any()
-
-
-def test_variation_draws_stay_in_range() -> None:
-    for number in range(200):
-        variation = Variation.draw(np.random.default_rng(number), n_channels=2)
-        assert abs(variation.rotation_degrees) <= 15
-        assert 0.9 <= variation.scale <= 1.1
-        assert max(map(abs, variation.shift)) <= 0.05
-        assert len(variation.gain) == len(variation.offset) == 2
-    flips = [Variation.draw(np.random.default_rng(number), n_channels=1).flip for number in range(200)]
-    assert 70 < sum(flips) < 130
-
-
-def test_variation_is_fast() -> None:
-    image, mask = torch.randn(3, 112, 112), torch.zeros(112, 112, dtype=torch.int64)
-    times = []
-    for number in range(20):
-        started = time.perf_counter()
-        Variation.draw(np.random.default_rng(number), n_channels=3).apply(image, mask)
-        times.append(time.perf_counter() - started)
-    assert np.median(times) < 0.02
+def test_dropped_sequences_are_fed_as_missing_and_one_always_stays(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path, 1, 0)
+    (case,) = read_cohort(CohortConfig(sheet=sheet)).cases
+    recipe = Recipe(("t1ce", "flair"), RECIPE.preprocess, (1,), indicated=("t1ce", "flair"))
+    whole = prepared(case, tmp_path / "whole", recipe)
+    config = AugmentationConfig(sequence_dropout=0.5)
+    data = SliceDataset([whole], recipe.channels, augment=True, augmentation=config, seed=0)
+    seen = []
+    for position in range(60):
+        image = data[Draw(3, 0, position)]["image"]
+        present = tuple(bool(image[channel].any()) for channel in range(4))
+        assert present[:2] == present[2:]
+        seen.append(present[:2])
+    # Both stay in 1/4 of the draws, one in the rest; never none.
+    assert set(seen) == {(True, True), (True, False), (False, True)}
+    assert 5 <= seen.count((True, True)) <= 28

@@ -164,7 +164,7 @@ def calibrate(
             path=path,
             n=networks,
             seed=loaded.seed,
-            input_shape=(1, len(loaded.cohort.sequences), side, side),
+            input_shape=(1, len(loaded.cohort.channels), side, side),
             warmup_runs=max(options.warmup_runs, 1),
             runs=runs,
             threads=options.threads,

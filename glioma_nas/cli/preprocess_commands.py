@@ -27,15 +27,14 @@ def cohort_landmarks(
     plugin: PluginOption = None,
 ) -> None:
     """Learn the landmarks of the 'nyul' step from a cohort that no network will be tested on."""
-    from glioma_nas.case_preparation import Recipe
     from glioma_nas.cohort import read_cohort
     from glioma_nas.files import write_json
     from glioma_nas.intensity_landmarks import learn_landmarks
-    from glioma_nas.stages.preprocess import sequences_of
+    from glioma_nas.stages.preprocess import recipe_of
 
     loaded = load_run_config(config, override, plugin)
     load_plugins(loaded.plugins)
-    recipe = Recipe(sequences_of(loaded), loaded.preprocess, loaded.cohort.mask_labels)
+    recipe = recipe_of(loaded)
     with shown_progress() as progress:
         landmarks = learn_landmarks(read_cohort(loaded.cohort).cases, recipe, progress)
     for message in landmarks["failed"]:

@@ -131,7 +131,7 @@ def select_complete(cohort: Cohort, config: CohortConfig) -> tuple[Cohort, tuple
         elif config.missing_sequence == "error":
             problems.append(
                 f"{cohort.sheet}: case {case.case_id} has no {', '.join(missing)}; add the file, or set "
-                "cohort.missing_sequence to 'exclude' or 'zero'"
+                "cohort.missing_sequence to 'exclude', 'zero', 'indicator' or 'drop'"
             )
         elif config.missing_sequence == "exclude" or len(missing) == len(config.sequences):
             excluded.append(Exclusion(case.case_id, f"has no {', '.join(missing)}"))

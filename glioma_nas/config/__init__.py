@@ -4,7 +4,8 @@ Unknown keys are errors with a suggestion. Relative paths are taken from the fol
 configuration, defaults filled in, is written to the run folder.
 """
 
-from glioma_nas.config.cohort import CohortConfig, FoldsConfig, PreprocessConfig
+from glioma_nas.config.augmentation import AugmentationConfig
+from glioma_nas.config.cohort import CohortConfig, FoldsConfig, PreprocessConfig, indicated_by, indicator_of
 from glioma_nas.config.latency import ExportConfig, LatencyConfig
 from glioma_nas.config.markers import ClassifyConfig, MarkerConfig
 from glioma_nas.config.run import ReportConfig, RunConfig, load_config, parse_config
@@ -12,6 +13,7 @@ from glioma_nas.config.search import SearchConfig, TrainConfig
 from glioma_nas.config.section import Section
 
 __all__ = [
+    "AugmentationConfig",
     "ClassifyConfig",
     "CohortConfig",
     "ExportConfig",
@@ -24,6 +26,8 @@ __all__ = [
     "SearchConfig",
     "Section",
     "TrainConfig",
+    "indicated_by",
+    "indicator_of",
     "load_config",
     "parse_config",
 ]

@@ -36,12 +36,32 @@ class CohortConfig(Section):
     sequences: tuple[str, ...] = Field(
         ("t1ce", "flair"), min_length=1, description="sequences the segmentation network sees, in channel order"
     )
-    missing_sequence: Literal["error", "exclude", "zero"] = Field(
-        "error", description="what to do with a case that lacks one: stop, leave the case out, or feed a zero channel"
+    missing_sequence: Literal["error", "exclude", "zero", "indicator", "drop"] = Field(
+        "error",
+        description="when a case lacks one: stop, leave the case out, feed a zero channel, do so and tell the networks "
+        "by a channel for each sequence, or drop the sequence from the whole run",
+    )
+    dropped_sequences: tuple[str, ...] = Field(
+        (), description="sequences that missing_sequence: drop took out; the run fills this in"
     )
     mask_labels: tuple[int, ...] = Field(
         (1, 2, 3, 4), description="mask values that count as tumour; any other non-zero value is an error"
     )
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Input channels of the segmentation networks: the sequences, and their indicators if there are any."""
+        return (*self.sequences, *(indicator_of(name) for name in self.sequences if self.has_indicators))
+
+    @property
+    def has_indicators(self) -> bool:
+        """Whether a channel for each sequence says that a case has it."""
+        return self.missing_sequence == "indicator"
+
+    @property
+    def feeds_zeros(self) -> bool:
+        """Whether a missing sequence becomes a channel of zeros."""
+        return self.missing_sequence in ("zero", "indicator")
 
     @field_validator("sequences")
     @classmethod
@@ -49,6 +69,19 @@ class CohortConfig(Section):
         if len(set(value)) != len(value):
             raise ValueError(f"sequences repeat: {', '.join(value)}")
         return value
+
+
+_INDICATOR = "_is_present"
+
+
+def indicator_of(sequence: str) -> str:
+    """Return the name of the channel that is 1 inside the brain where a case has ``sequence``, and 0 where not."""
+    return f"{sequence}{_INDICATOR}"
+
+
+def indicated_by(channel: str) -> str | None:
+    """Return the sequence that an indicator channel speaks of, or None for any other channel."""
+    return channel.removesuffix(_INDICATOR) if channel.endswith(_INDICATOR) else None
 
 
 class PreprocessConfig(Section):

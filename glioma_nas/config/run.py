@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from glioma_nas.config.augmentation import AugmentationConfig
 from glioma_nas.config.cohort import CohortConfig, FoldsConfig, PreprocessConfig
 from glioma_nas.config.latency import ExportConfig, LatencyConfig
 from glioma_nas.config.markers import ClassifyConfig, MarkerConfig
@@ -40,6 +41,7 @@ class RunConfig(Section):
     latency: LatencyConfig = LatencyConfig()
     search: SearchConfig = SearchConfig()
     train: TrainConfig = TrainConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     export: ExportConfig = ExportConfig()
     classify: ClassifyConfig = ClassifyConfig()
     report: ReportConfig = ReportConfig()

@@ -143,7 +143,7 @@ def _measured(settings: TrialSettings, config: RunConfig, architecture: Architec
     train = config.train
     evaluator = registry.evaluators.get("segmentation")(
         str(prepared),
-        config.cohort.sequences,
+        config.cohort.channels,
         folder=str(folder / "train"),
         split="search",
         fold=FOLD,
@@ -156,6 +156,7 @@ def _measured(settings: TrialSettings, config: RunConfig, architecture: Architec
         auxiliary_weight=0.4,
         schedule="poly",
         tumour_slice_fraction=train.tumour_slice_fraction,
+        augmentation=config.augmentation.model_dump(),
         augment=train.augment,
         seed=seed,
         device=config.device,
@@ -192,7 +193,7 @@ def _overlap(network: nn.Module, config: RunConfig, cases: list[PreparedCase]) -
     dice, distances = [], []
     for case in cases:
         probability = predict_probability(
-            network, case.images(), case.sequences, config.cohort.sequences, device=config.device
+            network, case.images(), case.sequences, config.cohort.channels, device=config.device
         )
         predicted = (case.to_native(probability) >= THRESHOLD).astype(np.uint8)
         truth = case.native_mask()
@@ -233,7 +234,7 @@ def _auc(
         marker=marker,
         config=rule,
         sheet=config.cohort.sheet,
-        network_sequences=config.cohort.sequences,
+        network_sequences=config.cohort.channels,
         network_patients=seen,
         case_ids=tuple(case.case_id for case in cases),
         seed=config.seed,

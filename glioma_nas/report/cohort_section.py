@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from glioma_nas.cohort import UNKNOWN_VALUES
-from glioma_nas.config import RunConfig
+from glioma_nas.config import RunConfig, indicated_by
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.report.document import Column, Facts, Paragraph, Row, Section, Table, number, plural, text
 from glioma_nas.report.records import RunRecords
@@ -33,6 +33,7 @@ def build(records: RunRecords, config: RunConfig) -> Section:
                 ("Cases with an expert mask", str(with_mask)),
                 ("Cases excluded", str(len(records.cohort.excluded))),
                 ("Sequences of the networks", ", ".join(config.cohort.sequences)),
+                ("When a case lacks one", missing_rule(config)),
                 ("Slice size", f"{config.preprocess.image_size_px} × {config.preprocess.image_size_px} px"),
             )
         ),
@@ -52,6 +53,18 @@ def build(records: RunRecords, config: RunConfig) -> Section:
         section.add(Paragraph("No case of the sheet was excluded."))
     section.add(_folds(records, config))
     return section
+
+
+def missing_rule(config: RunConfig) -> str:
+    """Say in words what was done with sequences that a case lacks."""
+    rules = {
+        "error": "the run stops; none is missing",
+        "exclude": "the case is left out",
+        "zero": "its channel is zero",
+        "indicator": "its channel is zero, and a channel for each sequence says whether it is there",
+        "drop": f"it is dropped from the whole run: {', '.join(config.cohort.dropped_sequences) or 'none was'}",
+    }
+    return rules[config.cohort.missing_sequence]
 
 
 def label_value(case: PreparedCase, column: str, config: RunConfig) -> str:
@@ -126,6 +139,8 @@ def _show_age(row: Row) -> str:
 def _sequences(records: RunRecords, cases: Sequence[PreparedCase]) -> Table:
     rows = []
     for sequence in records.cohort.sequences:
+        if indicated_by(sequence) is not None:
+            continue
         present = sum(sequence in case.present for case in cases)
         rows.append({"sequence": sequence, "present": present, "missing": len(cases) - present})
     columns = (text("sequence", "Sequence"), number("present", "Present"), number("missing", "Missing"))

@@ -156,7 +156,7 @@ def cut_cases(config: RunConfig, cohort: PreparedCohort, plan: MarkerPlan) -> li
             slices_per_case=config.classify.slices_per_case,
             image_size_px=config.classify.image_size_px,
             label=plan.labels[case.case_id],
-            zero_missing=config.cohort.missing_sequence == "zero",
+            zero_missing=config.cohort.feeds_zeros,
         )
         for case in plan.cases
     ]
@@ -213,7 +213,7 @@ def _summary(
 ) -> dict[str, Any]:
     own = analysis.reports[plan.config.classifier]
     rule = f"= {plan.config.positive}" if plan.config.positive is not None else f"≥ {plan.config.threshold:g}"
-    zeroed = config.cohort.missing_sequence == "zero"
+    zeroed = config.cohort.feeds_zeros
     against = {item.baseline: item.as_json() for item in analysis.versus}
     return {
         "column": plan.config.column,

@@ -67,7 +67,7 @@ def run(context: StageContext) -> dict[str, Any]:
         for file, (name, fold) in engines.items():
             network = load_network(config, context.inputs["search"], context.inputs["train"], fold, name)
             images = parity_slices(
-                cohort.select(cohort.folds.test(fold)), config.cohort.sequences, config.export.parity_slices
+                cohort.select(cohort.folds.test(fold)), config.cohort.channels, config.export.parity_slices
             )
             path = context.folder / ENGINES_FOLDER / file
             found = export_engine(network, images, path, config)
@@ -110,10 +110,10 @@ def _deliver_student(
         _shape(config),
         config.export.opset,
         config.latency.threads,
-        np.stack(parity_slices(train, config.cohort.sequences, config.export.calibration_slices)),
+        np.stack(parity_slices(train, config.cohort.channels, config.export.calibration_slices)),
         config.export.gpus,
     )
-    images = parity_slices(test, config.cohort.sequences, config.export.parity_slices)
+    images = parity_slices(test, config.cohort.channels, config.export.parity_slices)
     kinds = dict.fromkeys([*config.export.formats, *(["torch_export"] if config.export.bundle else [])])
     not_compared: dict[str, str] = {}
     for kind in kinds:
@@ -149,7 +149,7 @@ def _describe_student(
         CardFacts(
             network=_REFERENCE,
             architecture=Architecture.load(context.inputs["search"] / f"{_REFERENCE}.json").id,
-            sequences=config.cohort.sequences,
+            sequences=config.cohort.channels,
             image_size_px=config.preprocess.image_size_px,
             n_train=len({cohort.cases[name].patient_id for name in cohort.folds.train(TIMED_FOLD)}),
             n_folds=cohort.folds.n,
@@ -166,7 +166,7 @@ def _describe_student(
             program=context.folder / ENGINES_FOLDER / f"{_REFERENCE}.pt2",
             card=card,
             name=f"{_REFERENCE} of glioma_nas",
-            sequences=config.cohort.sequences,
+            sequences=config.cohort.channels,
             image_size_px=config.preprocess.image_size_px,
         )
 
@@ -274,7 +274,7 @@ def latency_csv(latency: dict[str, Any]) -> str:
 
 def _shape(config: RunConfig) -> tuple[int, int, int, int]:
     side = config.preprocess.image_size_px
-    return (1, len(config.cohort.sequences), side, side)
+    return (1, len(config.cohort.channels), side, side)
 
 
 def _spread(places: Sequence[tuple[PreparedCase, int]], n: int) -> list[tuple[PreparedCase, int]]:

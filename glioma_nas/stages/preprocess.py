@@ -26,7 +26,7 @@ import numpy as np
 from glioma_nas import registry
 from glioma_nas.case_preparation import Recipe, build_steps, is_prepared, prepare_case
 from glioma_nas.cohort import Case, Cohort, Exclusion, first_of, read_cohort, select_complete
-from glioma_nas.config import RunConfig
+from glioma_nas.config import RunConfig, indicated_by
 from glioma_nas.errors import CohortError, ConfigError, GliomaNasError, StorageError, did_you_mean
 from glioma_nas.files import write_json
 from glioma_nas.fold_files import SPLITS_FILE, write_nnunet_splits
@@ -68,7 +68,7 @@ def run(context: StageContext) -> dict[str, Any]:
         return plan_folds(config, complete.cases, cohort.label_columns, failed=failed)
 
     draw_folds(())  # before hours of work, to find out whether there will be folds at all
-    recipe = Recipe(sequences, config.preprocess, config.cohort.mask_labels)
+    recipe = recipe_of(config)
     problems = _prepare_all(context, complete.cases, recipe)
     failed = {problem["case_id"]: problem for problem in problems}
     remaining = tuple(case for case in complete.cases if case.case_id not in failed)
@@ -83,7 +83,7 @@ def run(context: StageContext) -> dict[str, Any]:
     write_json(
         context.folder / INDEX_FILE,
         {
-            "sequences": list(sequences),
+            "sequences": list(recipe.channels),
             "image_size_px": config.preprocess.image_size_px,
             "cases": [case.case_id for case in remaining],
             "excluded": [{"case_id": item.case_id, "reason": item.reason} for item in left_out],
@@ -131,11 +131,17 @@ def _count(problems: Sequence[dict[str, str]]) -> str:
 
 
 def sequences_of(config: RunConfig) -> tuple[str, ...]:
-    """Return the channel order of a run: the segmentation's sequences, then what the markers need besides."""
+    """Return the sequences of a run: the segmentation's, then what the markers need besides."""
     names = dict.fromkeys(config.cohort.sequences)
     for marker in config.classify.markers.values():
         names.update(dict.fromkeys(marker.sequences))
     return tuple(names)
+
+
+def recipe_of(config: RunConfig) -> Recipe:
+    """Return what preparing a case of this run depends on, besides the case."""
+    indicated = config.cohort.sequences if config.cohort.has_indicators else ()
+    return Recipe(sequences_of(config), config.preprocess, config.cohort.mask_labels, indicated)
 
 
 def _check_columns(cohort: Cohort, sequences: Sequence[str]) -> None:
@@ -271,8 +277,12 @@ def _summary(prepared: PreparedCohort, cohort: Cohort) -> dict[str, Any]:
         "n_without_mask": sum(not case.has_mask for case in cases),
         "cases_with_empty_mask": [case.case_id for case in cases if case.has_mask and not any(case.tumour_px)],
         "cases_with_cut_tumour": _cut_tumours(prepared),
-        "sequences": list(prepared.sequences),
-        "missing": {name: sum(name not in case.present for case in cases) for name in prepared.sequences},
+        "sequences": [name for name in prepared.sequences if indicated_by(name) is None],
+        "missing": {
+            name: sum(name not in case.present for case in cases)
+            for name in prepared.sequences
+            if indicated_by(name) is None
+        },
         "excluded": [{"case_id": item.case_id, "reason": item.reason} for item in prepared.excluded],
         "labels": counts,
         "age_mean_years": round(float(np.mean(ages)), 1) if ages else None,

@@ -44,7 +44,7 @@ def run(context: StageContext) -> dict[str, Any]:
     profiler = evaluators.get("latency_table")(space, table, config.search.latency_calibration)
     evaluator = evaluators.get("segmentation")(
         str(context.inputs["preprocess"]),
-        config.cohort.sequences,
+        config.cohort.channels,
         folder=str(folder),
         split="search",
         fold=SEARCH_FOLD,
@@ -53,6 +53,7 @@ def run(context: StageContext) -> dict[str, Any]:
         batch_size=search.batch_size,
         learning_rate=search.learning_rate,
         tumour_slice_fraction=search.tumour_slice_fraction,
+        augmentation=config.augmentation.model_dump(),
         seed=seed,
         device=config.device,
         progress=context.progress,

@@ -60,7 +60,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _segment(context: StageContext, network: nn.Module, case: PreparedCase, name: str, fold: int) -> dict[str, Any]:
     probability = predict_probability(
-        network, case.images(), case.sequences, context.config.cohort.sequences, device=context.config.device
+        network, case.images(), case.sequences, context.config.cohort.channels, device=context.config.device
     )
     _save_array(
         context.folder / "masks_prepared" / name / f"{case.case_id}.npy", (probability >= THRESHOLD).astype(np.uint8)

@@ -52,7 +52,7 @@ def _train(context: StageContext, fold: int, name: str, folder: Path) -> None:
         teacher = load_network(config, search, context.folder, fold, "teacher")
     evaluator = evaluators.get("segmentation")(
         str(context.inputs["preprocess"]),
-        config.cohort.sequences,
+        config.cohort.channels,
         folder=str(folder),
         split="train",
         fold=fold,
@@ -65,6 +65,7 @@ def _train(context: StageContext, fold: int, name: str, folder: Path) -> None:
         auxiliary_weight=AUXILIARY_WEIGHT,
         schedule="poly",
         tumour_slice_fraction=train.tumour_slice_fraction,
+        augmentation=config.augmentation.model_dump(),
         augment=train.augment,
         seed=seed,
         device=config.device,

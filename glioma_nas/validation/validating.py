@@ -21,7 +21,13 @@ from glioma_nas.worker_pool import outcomes
 PAGE = "validation.html"
 RECORD = "validation.json"
 
-_MISSING: Mapping[str, Severity] = {"error": "error", "exclude": "warning", "zero": "warning"}
+_MISSING: Mapping[str, Severity] = {
+    "error": "error",
+    "exclude": "warning",
+    "zero": "warning",
+    "indicator": "warning",
+    "drop": "warning",
+}
 
 
 @dataclass(frozen=True)
