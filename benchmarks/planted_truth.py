@@ -210,7 +210,7 @@ def ask_baseline(args: argparse.Namespace) -> dict[str, Any]:
             options: dict[str, Any] = {
                 "strategy": strategy,
                 "recalibration_batches": 2,
-                "target_exponents": (-0.07, -0.07),
+                "n_candidates": 12,
             }
             if strategy == "co_search":
                 options = {"strategy": strategy, **args.options, "latency_weight": LAMBDAS[1]}
@@ -238,10 +238,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--patients", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=8, help="epochs of a search, of which 3 pretrain")
-    parser.add_argument("--steps", type=int, default=10, help="optimiser steps of a search epoch")
-    parser.add_argument("--train-epochs", type=int, default=8)
-    parser.add_argument("--train-steps", type=int, default=25)
-    parser.add_argument("--questions", nargs="+", default=["lambda", "planted", "baseline"])
+    parser.add_argument("--steps", type=int, default=8, help="optimiser steps of a search epoch")
+    parser.add_argument("--train-epochs", type=int, default=6)
+    parser.add_argument("--train-steps", type=int, default=20)
+    parser.add_argument("--questions", nargs="+", default=["lambda", "baseline", "planted"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -13,13 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401  # first: nni.nas.oneshot before it leaves NNI's one-shot strategies unusable
 import torch
-from nni.nas.nn.pytorch import InputChoice, LayerChoice
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, MutableModule
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.oneshot.pytorch.supermodule.operation import NATIVE_MIXED_OPERATIONS, MixedOperationSamplingPolicy
 from torch import Tensor, nn
+
+from glioma_nas.errors import ArchitectureError
 
 
 @dataclass(frozen=True)
@@ -198,14 +202,65 @@ class RelaxedInput(InputChoice, BaseSuperNetModule):
     export_probs = RelaxedLayer.export_probs
 
 
+class SlotPolicy(MixedOperationSamplingPolicy):
+    """Give NNI's sliced layers the values of the active relaxation, and their gates the gradient.
+
+    Args:
+        slot: Where the relaxation stands.
+        operation: The sliced layer; the gates of the choices in its arguments, scalars of value 1, multiply its output.
+        memo: Not used.
+        mutate_kwargs: Not used.
+    """
+
+    def __init__(self, slot: RelaxationSlot, operation: Any, memo: Any, mutate_kwargs: Any) -> None:
+        self._slot = slot
+        self._labels = sorted({label for item in operation.mutable_arguments.values() for label in item.simplify()})
+        operation.register_forward_hook(self._gate)
+
+    def forward_argument(self, operation: Any, name: str) -> Any:
+        """Return the active value of one argument; called by NNI in every pass."""
+        if name in operation.mutable_arguments:
+            return operation.mutable_arguments[name].freeze(dict(self._slot.current.values))
+        return operation.init_arguments[name]
+
+    def _gate(self, operation: nn.Module, inputs: Any, output: Any) -> Any:
+        gates = [self._slot.current.gates[label] for label in self._labels if label in self._slot.current.gates]
+        if not gates or not isinstance(output, Tensor):
+            return output
+        return output * torch.stack(gates).prod()
+
+    resample = RelaxedLayer.resample
+    export = RelaxedLayer.export
+    export_probs = RelaxedLayer.export_probs
+
+
 def relaxation_hooks(slot: RelaxationSlot) -> list[Any]:
-    """Return NNI mutation hooks that turn every layer and input choice into its relaxed form over ``slot``."""
+    """Return NNI mutation hooks that turn every choice into its relaxed form over ``slot``.
+
+    These are layer choices, input choices of one input, and numeric choices in the arguments of NNI's mutable layers
+    (``MutableConv2d`` …), whose weight NNI slices. A space that slices by itself brings hooks that come before.
+    """
 
     def relax(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
         if type(module) is LayerChoice:
             return RelaxedLayer(module, slot), True
         if type(module) is InputChoice:
+            if module.n_chosen != 1:
+                raise ArchitectureError(
+                    f"input choice '{module.label}' takes {module.n_chosen or 'any number of'} inputs; only choices of "
+                    "exactly one input can be relaxed"
+                )
             return RelaxedInput(module, slot), True
         return None
 
-    return [relax]
+    def slice_weights(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        if not isinstance(module, MutableModule) or not module.mutables:
+            return None
+        arguments = {**mutate_kwargs, "mixed_op_sampling": partial(SlotPolicy, slot)}
+        for operation in NATIVE_MIXED_OPERATIONS:
+            sliced = operation.mutate(module, name, memo, arguments)
+            if sliced is not None:
+                return sliced, True
+        return None
+
+    return [relax, slice_weights]

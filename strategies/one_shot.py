@@ -18,7 +18,7 @@ from nni.nas.space import RawFormatModelSpace
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 
 from glioma_nas.architecture import Architecture
-from glioma_nas.errors import ConfigError, SearchError, did_you_mean
+from glioma_nas.errors import ArchitectureError, ConfigError, SearchError, did_you_mean
 from glioma_nas.files import canonical_json
 from glioma_nas.progress import Progress, Silent
 from glioma_nas.registry import strategies
@@ -168,9 +168,19 @@ class LatencyRegularisedSearch(OneShotStrategy):
         return [*relaxation_hooks(self.relaxation_slot), *super().default_mutation_hooks()]
 
     def mutate_model(self, model: Any) -> Any:
-        """Turn the space into a supernet, its new weights drawn from this strategy's seed."""
+        """Turn the space into a supernet, its new weights drawn from this strategy's seed.
+
+        Raises:
+            ArchitectureError: The space holds a layer with choices that cannot be relaxed.
+        """
         with isolated_torch_rng(self.seed, "supernet"):
-            return super().mutate_model(model)
+            try:
+                return super().mutate_model(model)
+            except TypeError as err:
+                raise ArchitectureError(
+                    f"this space cannot become a supernet ({err}); supported are LayerChoice, InputChoice of one "
+                    "input, and numeric choices in NNI's mutable layers such as MutableConv2d"
+                ) from err
 
     def train_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
         """Pair a batch for W with a batch for the architecture in each step."""
