@@ -146,8 +146,14 @@ class LatencyBackend(ABC):
         """
         check_runs(warmup_runs, runs)
         engine = self.prepare(module, input_shapes, threads=threads)
-        times = time_until_stable(engine, warmup_runs=warmup_runs, runs=runs, max_runs=max_runs, tolerance=tolerance)
-        return summarise(times, warmup_runs=warmup_runs, input_shapes=input_shapes, clock_mhz=self.clock_mhz())
+        taken = time_until_stable(engine, warmup_runs=warmup_runs, runs=runs, max_runs=max_runs, tolerance=tolerance)
+        return summarise(
+            taken.times_ms,
+            warmup_runs=warmup_runs,
+            input_shapes=input_shapes,
+            clock_mhz=self.clock_mhz(),
+            disturbed=taken.disturbed,
+        )
 
     @classmethod
     def require_available(cls) -> None:

@@ -54,6 +54,20 @@ def cpu_clock_mhz() -> float | None:
     return round(sum(clocks) / len(clocks), 1) if clocks else None
 
 
+def run_queue_wait_ms() -> float | None:
+    """Return for how long threads of this process have stood ready without getting a processor, in milliseconds.
+
+    The difference around a call says whether other processes slowed it down. Linux only; elsewhere none.
+    """
+    waited = 0
+    try:
+        for path in Path("/proc/self/task").glob("*/schedstat"):
+            waited += int(path.read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):  # a thread that has just ended, or a kernel without these statistics
+        return None
+    return waited / 1e6
+
+
 def gpu_clock_mhz(index: int = 0) -> float | None:
     """Return the clock of a GPU's multiprocessors at this moment, in MHz; none where ``nvidia-smi`` does not say."""
     program = shutil.which("nvidia-smi")

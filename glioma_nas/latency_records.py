@@ -40,6 +40,8 @@ class LatencyRecord:
         median_low_ms: Lower end of the median's 95 % interval, milliseconds.
         median_high_ms: Its upper end.
         clock_mhz: Clock of the device right after; none where the system does not show it.
+        disturbed: Share of the calls in [0, 1] during which other processes held the processors; they were left out if
+            enough others remained. None where the system does not tell.
     """
 
     median_ms: float
@@ -50,6 +52,7 @@ class LatencyRecord:
     median_low_ms: float | None = None
     median_high_ms: float | None = None
     clock_mhz: float | None = None
+    disturbed: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("median_ms", self.median_ms), ("p95_ms", self.p95_ms)):
@@ -178,7 +181,13 @@ class LatencyTable:
         for spec in self:
             record = self._records[spec]
             rows.append(
-                {**dataclasses.asdict(spec), "median_ms": record.median_ms, "p95_ms": record.p95_ms, "n": record.n}
+                {
+                    **dataclasses.asdict(spec),
+                    "median_ms": record.median_ms,
+                    "p95_ms": record.p95_ms,
+                    "n": record.n,
+                    "disturbed": record.disturbed,
+                }
             )
         return rows
 

@@ -15,11 +15,30 @@ from typing import Protocol
 import numpy as np
 
 from glioma_nas.errors import BackendError
+from glioma_nas.latency_devices import run_queue_wait_ms
 from glioma_nas.latency_records import LatencyRecord, Shape
 from glioma_nas.progress import Progress, Silent
 
 TOLERANCE = 0.02
 """Relative half-width of the median's 95 % interval at which repeating stops."""
+
+
+DISTURBED_SHARE = 0.05
+"""Share of a call that threads may stand waiting for a processor before the call counts as disturbed."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """What `time_until_stable` took.
+
+    Attributes:
+        times_ms: Calls that count, in the order taken.
+        disturbed: Share of all timed calls, in [0, 1], during which other processes held the processors; none where the
+            system does not tell. These calls are left out as long as enough others remain.
+    """
+
+    times_ms: list[float]
+    disturbed: float | None
 
 
 class Timed(Protocol):
@@ -31,8 +50,10 @@ class Timed(Protocol):
 
 def time_until_stable(
     engine: Timed, *, warmup_runs: int, runs: int, max_runs: int | None = None, tolerance: float = TOLERANCE
-) -> list[float]:
+) -> Times:
     """Time one engine ``runs`` times, and on until the median is known to ``tolerance`` or ``max_runs`` are done.
+
+    Calls that other processes disturbed count only if fewer than ``runs`` others were got in ``max_runs`` calls.
 
     Args:
         engine: What to time.
@@ -41,9 +62,6 @@ def time_until_stable(
         max_runs: Timed calls at most; none, or fewer than ``runs``: exactly ``runs``.
         tolerance: See `TOLERANCE`.
 
-    Returns:
-        The times in milliseconds, in the order taken.
-
     Raises:
         BackendError: ``runs`` is not positive or ``warmup_runs`` is negative.
     """
@@ -51,14 +69,24 @@ def time_until_stable(
     most = max(runs, max_runs or runs)
     for _ in range(warmup_runs):
         engine.time_ms()
-    times: list[float] = []
+    every: list[float] = []
+    quiet: list[float] = []
+    told = True
     with _no_collection():
-        while len(times) < most:
-            times += [engine.time_ms() for _ in range(min(runs, most - len(times)))]
-            low, high = median_interval(times)
-            if high - low <= 2 * tolerance * float(np.median(times)):
-                break
-    return times
+        while len(every) < most:
+            before = run_queue_wait_ms()
+            time_ms = engine.time_ms()
+            after = run_queue_wait_ms()
+            every.append(time_ms)
+            told = told and before is not None and after is not None
+            if before is None or after is None or after - before <= DISTURBED_SHARE * time_ms:
+                quiet.append(time_ms)
+            if len(quiet) >= runs and len(quiet) % runs == 0:
+                low, high = median_interval(quiet)
+                if high - low <= 2 * tolerance * float(np.median(quiet)):
+                    break
+    disturbed = 1 - len(quiet) / len(every) if told else None
+    return Times(quiet if len(quiet) >= runs else every, disturbed)
 
 
 def median_interval(times_ms: Sequence[float]) -> tuple[float, float]:
@@ -110,7 +138,12 @@ def time_engines(
 
 
 def summarise(
-    times_ms: Sequence[float], *, warmup_runs: int, input_shapes: Sequence[Shape], clock_mhz: float | None = None
+    times_ms: Sequence[float],
+    *,
+    warmup_runs: int,
+    input_shapes: Sequence[Shape],
+    clock_mhz: float | None = None,
+    disturbed: float | None = None,
 ) -> LatencyRecord:
     """Reduce the times of repeated calls to median, its interval, and 95th percentile (linear interpolation)."""
     low, high = median_interval(times_ms)
@@ -123,6 +156,7 @@ def summarise(
         median_low_ms=low,
         median_high_ms=high,
         clock_mhz=clock_mhz,
+        disturbed=disturbed,
     )
 
 

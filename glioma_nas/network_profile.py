@@ -82,7 +82,7 @@ def profile_network(
     layout, plan = space.layout, space.plan(architecture)
     shape = (1, layout.in_channels, layout.image_size_px, layout.image_size_px)
     engine = backend.prepare(space.derive(architecture), [shape], threads=threads)
-    whole = summarise(time_until_stable(engine, warmup_runs=3, runs=runs), warmup_runs=3, input_shapes=[shape])
+    whole = summarise(time_until_stable(engine, warmup_runs=3, runs=runs).times_ms, warmup_runs=3, input_shapes=[shape])
     specs = space.network_specs(architecture)
     names = ["stem", *(step.name for step in plan.steps), "head"]
     times = part_times(engine.layer_times_ms(runs), names)

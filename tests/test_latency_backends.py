@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import ClassVar
@@ -22,8 +26,9 @@ from glioma_nas.latency_backend import (
     open_onnx_backend,
     random_inputs,
 )
+from glioma_nas.latency_devices import run_queue_wait_ms
 from glioma_nas.latency_records import Shape
-from glioma_nas.latency_timing import median_interval, ratio, summarise, time_engines, time_until_stable
+from glioma_nas.latency_timing import Times, median_interval, ratio, summarise, time_engines, time_until_stable
 from glioma_nas.model_precision import to_float16, to_int8
 from glioma_nas.onnx_export import export_onnx
 from glioma_nas.testing.latency_suite import LatencyBackendSuite
@@ -115,15 +120,54 @@ def test_median_and_p95_are_those_of_the_timed_calls_without_warmup() -> None:
     assert (record.median_ms, record.p95_ms, record.n) == (11.0, 20.0, 21)
 
 
-def test_timing_goes_on_until_the_median_stands_still() -> None:
-    steady = ClockedEngine([5.0] * 100)
-    assert len(time_until_stable(steady, warmup_runs=0, runs=10, max_runs=100)) == 10
+def _counted(engine: ClockedEngine, monkeypatch: pytest.MonkeyPatch, waits_ms: Sequence[float] = (0.0,)) -> Times:
+    """Time an engine while the system says that each call in turn waited so long for a processor."""
+    waits = itertools.cycle(waits_ms)
+    waited = [0.0]
+    calls = itertools.count()
+
+    def wait() -> float:
+        if next(calls) % 2:  # the second reading of a call
+            waited[0] += next(waits)
+        return waited[0]
+
+    monkeypatch.setattr("glioma_nas.latency_timing.run_queue_wait_ms", wait)
+    return time_until_stable(engine, warmup_runs=0, runs=10, max_runs=100)
+
+
+def test_timing_goes_on_until_the_median_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(_counted(ClockedEngine([5.0] * 100), monkeypatch).times_ms) == 10
     # Two levels in turn: the interval of the median reaches from one to the other however long it is timed.
-    unsteady = ClockedEngine([1.0, 9.0] * 50)
-    assert len(time_until_stable(unsteady, warmup_runs=0, runs=10, max_runs=100)) == 100
-    # The first ten calls were slow; their weight falls until the median is known well enough.
-    settling = ClockedEngine([9.0] * 5 + [1.0] * 5 + [1.0] * 90)
-    assert 10 < len(time_until_stable(settling, warmup_runs=0, runs=10, max_runs=100)) < 100
+    assert len(_counted(ClockedEngine([1.0, 9.0] * 50), monkeypatch).times_ms) == 100
+    # The first calls were slow; their weight falls until the median is known well enough.
+    assert 10 < len(_counted(ClockedEngine([9.0] * 5 + [1.0] * 95), monkeypatch).times_ms) < 100
+
+
+def test_calls_that_waited_for_a_processor_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every second call takes twice as long, since it stood waiting for half of the time.
+    taken = _counted(ClockedEngine([2.0, 1.0] * 50), monkeypatch, waits_ms=(1.0, 0.0))
+    assert set(taken.times_ms) == {1.0}
+    assert taken.disturbed == pytest.approx(0.5)
+
+
+def test_disturbed_calls_count_when_there_are_no_others_and_the_record_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = _counted(ClockedEngine([2.0] * 100), monkeypatch, waits_ms=(1.0,))
+    assert len(taken.times_ms) == 100
+    assert taken.disturbed == 1.0
+
+
+def test_waiting_for_a_processor_is_seen() -> None:
+    if run_queue_wait_ms() is None:
+        pytest.skip("this system does not tell for how long threads waited")
+    # More threads that compute than processors: somebody has to wait.
+    before = run_queue_wait_ms()
+    script = "import time; e = time.monotonic() + 0.6\nwhile time.monotonic() < e: pass"
+    others = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2 * (os.cpu_count() or 1))]
+    while any(process.poll() is None for process in others):
+        sum(range(10_000))
+    after = run_queue_wait_ms()
+    assert before is not None and after is not None
+    assert after - before > 20
 
 
 def test_interval_of_the_median_covers_it_as_often_as_it_says() -> None:

@@ -113,4 +113,4 @@ def test_table_of_a_newer_format_is_refused(tmp_path: Path) -> None:
 def test_rows_are_flat_and_sorted() -> None:
     rows = LatencyTable(ENVIRONMENT, {ZOOMED: _record(3.0), CONV: _record(2.0)}).rows()
     assert [row["operator"] for row in rows] == ["conv", "zoomed"]
-    assert rows[0] == {**dataclasses.asdict(CONV), "median_ms": 2.0, "p95_ms": 3.0, "n": 5}
+    assert rows[0] == {**dataclasses.asdict(CONV), "median_ms": 2.0, "p95_ms": 3.0, "n": 5, "disturbed": None}

@@ -17,6 +17,7 @@ from glioma_nas.space_building import build_space
 
 TABLE_FILE = "latency_table.json"
 _SHOWN = 5
+_MUCH_DISTURBED = 0.5
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -51,6 +52,12 @@ def run(context: StageContext) -> dict[str, Any]:
     table.save_csv(path.with_suffix(".csv"))
     if shared is not None:
         (LatencyTable.load(shared).merge(table) if shared.exists() else table).save(shared)
+    disturbed = sum((row["disturbed"] or 0) > _MUCH_DISTURBED for row in table.rows())
+    if disturbed:
+        context.progress.note(
+            f"latency: {disturbed} of {len(table)} operators were timed while other processes used the processors; "
+            "run it again with --force on an idle machine before trusting small differences"
+        )
     rows = sorted(table.rows(), key=lambda row: row["median_ms"])
     rounded = [{**row, "median_ms": round(row["median_ms"], 4), "p95_ms": round(row["p95_ms"], 4)} for row in rows]
     context.progress.note(f"latency: {len(table)} operators on {table.environment.describe()}, {elapsed_s:.0f} s")
@@ -61,5 +68,6 @@ def run(context: StageContext) -> dict[str, Any]:
         "runs": options.runs,
         "fastest": rounded[:_SHOWN],
         "slowest": rounded[::-1][:_SHOWN],
+        "disturbed_entries": disturbed,
         "measuring_s": round(elapsed_s, 2),
     }
