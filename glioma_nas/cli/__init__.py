@@ -21,6 +21,7 @@ from glioma_nas.cli import (  # noqa: F401
     marker_study_commands,
     nni_commands,
     pipeline_commands,
+    predict_commands,
     preprocess_commands,
     privacy_commands,
 )

@@ -1,0 +1,130 @@
+"""Predict many new cases, each for itself: done ones are skipped, bad ones are listed and do not stop the rest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from glioma_nas.cohort import Case
+from glioma_nas.errors import CohortError, GliomaNasError
+from glioma_nas.files import read_json, write_text
+from glioma_nas.new_patients.case_inputs import find_cases, require_servable, with_patient
+from glioma_nas.new_patients.frozen_run import FrozenRun
+from glioma_nas.new_patients.prediction import PREDICTION_FILE, is_predicted, predict_case
+from glioma_nas.progress import Progress
+
+TABLE_FILE = "predictions.csv"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one case ended.
+
+    Attributes:
+        case_id: The case.
+        state: ``predicted``, ``done before`` or ``failed``.
+        record: Content of its ``prediction.json``; none when it failed.
+        problem: Why it failed.
+        markers: Names of the run's markers, in order.
+    """
+
+    case_id: str
+    state: str
+    record: Mapping[str, Any] | None
+    problem: str
+    markers: tuple[str, ...]
+
+    def cells(self) -> list[Any]:
+        """Return volume, the probability of each marker, and what a reader should know, for a table."""
+        if self.record is None:
+            return [None, *([None] * len(self.markers)), self.problem]
+        found = {marker["marker"]: marker["probability"] for marker in self.record["markers"]}
+        shown = [None if found.get(name) is None else round(found[name], 3) for name in self.markers]
+        return [self.record["segmentation"]["volume_ml"], *shown, "; ".join(self.record["warnings"])]
+
+    def row(self) -> dict[str, Any]:
+        """Return the case as a row of ``predictions.csv``."""
+        row: dict[str, Any] = {"case_id": self.case_id, "state": self.state, "problem": self.problem}
+        if self.record is not None:
+            row.update({key: value for key, value in self.record["segmentation"].items() if key != "network"})
+            for marker in self.record["markers"]:
+                for key in ("probability", "lowest", "highest", "threshold", "call", "reason"):
+                    row[f"{marker['marker']}_{key}"] = marker[key]
+        return row
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a call of `predict_all` did.
+
+    Attributes:
+        outcomes: One a case, in order.
+        problems: What could not even be read as a case.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def n_failed(self) -> int:
+        """How many cases could not be served."""
+        return sum(outcome.state == "failed" for outcome in self.outcomes)
+
+
+def predict_all(
+    source: Path, run: FrozenRun, out: Path, *, patient: Mapping[str, Any], force: bool, progress: Progress
+) -> Served:
+    """Predict every case of ``source`` into ``out/CASE`` and list them in ``out/predictions.csv``.
+
+    Args:
+        source: See `glioma_nas.new_patients.case_inputs.find_cases`.
+        run: The frozen run.
+        out: Where the results go.
+        patient: ``case_id``, ``age`` and ``sex`` from the command line, for a source of one case.
+        force: Predict again what is done.
+        progress: Where to report.
+
+    Raises:
+        CohortError: The source cannot be read; ``patient`` was given for several cases; or the only case cannot be
+            served, which is said before anything is computed.
+    """
+    cases, problems = find_cases(source, run, out, progress)
+    if any(value is not None for value in patient.values()):
+        if len(cases) != 1:
+            raise CohortError(
+                f"{source}: holds {len(cases)} cases; --case-id, --age and --sex describe one patient, so use "
+                "columns of a sheet"
+            )
+        cases = (with_patient(cases[0], **patient),)
+    if len(cases) == 1 and not problems:
+        require_servable(cases[0], run)
+    outcomes = []
+    with progress.task("predict", len(cases)) as task:
+        for case in cases:
+            outcomes.append(_serve(case, run, out / case.case_id, force=force))
+            if outcomes[-1].state == "failed":
+                progress.note(f"predict: {outcomes[-1].problem}")
+            task.advance()
+    write_text(out / TABLE_FILE, pd.DataFrame([outcome.row() for outcome in outcomes]).to_csv(index=False))
+    return Served(tuple(outcomes), problems)
+
+
+def _serve(case: Case, run: FrozenRun, folder: Path, *, force: bool) -> Outcome:
+    markers = tuple(run.markers)
+    if not force and is_predicted(case, run, folder):
+        return Outcome(case.case_id, "done before", read_json(folder / PREDICTION_FILE), "", markers)
+    # A record of earlier scans or of an earlier run must not stand beside what follows.
+    (folder / PREDICTION_FILE).unlink(missing_ok=True)
+    try:
+        record = predict_case(case, run, folder)
+    except GliomaNasError as err:
+        _logger.info("case %s failed", case.case_id)
+        return Outcome(case.case_id, "failed", None, str(err), markers)
+    return Outcome(case.case_id, "predicted", record, "", markers)

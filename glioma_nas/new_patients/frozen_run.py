@@ -1,0 +1,118 @@
+"""A finished run as it is applied to new patients: nothing is trained, fitted or chosen any more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from glioma_nas.case_preparation import Recipe, build_steps
+from glioma_nas.config import RunConfig, load_config
+from glioma_nas.errors import ConfigError, StorageError, did_you_mean
+from glioma_nas.files import read_json
+from glioma_nas.marker_evaluator import MarkerEvaluator, load_evaluator
+from glioma_nas.pipeline import CONFIG_FILE, MANIFEST, results_of
+from glioma_nas.prepared import PreparedCohort
+from glioma_nas.registry import load_file
+from glioma_nas.trained_networks import load_network, network_names
+
+_NEEDED = ("preprocess", "search", "train")
+
+
+@dataclass(frozen=True)
+class FrozenRun:
+    """A run folder opened for prediction.
+
+    Attributes:
+        folder: The run folder.
+        config: Its resolved configuration.
+        network: Which of its networks segments.
+    """
+
+    folder: Path
+    config: RunConfig
+    network: str
+
+    @classmethod
+    def open(cls, folder: Path, *, network: str = "student") -> FrozenRun:
+        """Open a run whose networks are trained.
+
+        Args:
+            folder: The run folder.
+            network: ``student``, ``teacher`` or a baseline of the run.
+
+        Raises:
+            StorageError: It is no run folder, or a stage it needs is not done.
+            ConfigError: The run has no such network.
+        """
+        if not (folder / CONFIG_FILE).is_file():
+            raise StorageError(f"{folder}: not a run folder (it holds no {CONFIG_FILE}); give what `run --out` wrote")
+        for stage in _NEEDED:
+            if not (folder / stage / MANIFEST).is_file():
+                raise StorageError(f"{folder}: stage '{stage}' is not done; run `glioma-nas run` to the end first")
+        config = load_config(folder / CONFIG_FILE)
+        for plugin in config.plugins:
+            load_file(plugin)
+        allowed = network_names(config)
+        if network not in allowed:
+            raise ConfigError(f"the run has no network '{network}': {did_you_mean(network, allowed)}")
+        for step in build_steps(config.preprocess).values():
+            step.check()
+        return cls(folder.resolve(), config, network)
+
+    @cached_property
+    def cohort(self) -> PreparedCohort:
+        """The patients the run was made with."""
+        return PreparedCohort.load(self.folder / "preprocess")
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How its cases were prepared, and how new ones are."""
+        return Recipe(self.cohort.sequences, self.config.preprocess, self.config.cohort.mask_labels)
+
+    @cached_property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The network of every fold, in evaluation mode on the run's device; together they are the ensemble."""
+        return tuple(
+            load_network(self.config, self.folder / "search", self.folder / "train", fold, self.network).to(
+                self.config.device
+            )
+            for fold in range(self.cohort.folds.n)
+        )
+
+    @cached_property
+    def markers(self) -> Mapping[str, MarkerEvaluator]:
+        """The classifier of every marker, by the marker's name; empty when the classify stage is not done."""
+        if not (self.folder / "classify" / MANIFEST).is_file():
+            return {}
+        return {
+            name: load_evaluator(self.marker_folder(name))
+            for name in self.config.classify.markers
+            if self.marker_folder(name).is_dir()
+        }
+
+    def marker_folder(self, marker: str) -> Path:
+        """Return the folder that holds the folds of a marker's classifier."""
+        return self.folder / "classify" / marker / self.config.classify.markers[marker].classifier
+
+    def marker_summary(self, marker: str) -> Mapping[str, Any]:
+        """Return what the classify stage found out about a marker: metrics, n, the comparison with baselines."""
+        summary: dict[str, Any] = read_json(self.folder / "classify" / marker / "summary.json")
+        return summary
+
+    @cached_property
+    def out_of_fold_dice(self) -> float | None:
+        """Mean Dice of the network on patients it had not seen; none when the segment stage is not done."""
+        if not (self.folder / "segment" / MANIFEST).is_file():
+            return None
+        value = results_of(self.folder / "segment")["mean_dice"].get(self.network)
+        return None if value is None else float(value)
+
+    @cached_property
+    def known_voxels(self) -> Mapping[str, str]:
+        """Hash of every scan the run was made with → its case: a new patient's scans must not be among them."""
+        return {digest: case.case_id for case in self.cohort.cases.values() for digest in case.voxel_hashes.values()}

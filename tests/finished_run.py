@@ -1,0 +1,52 @@
+"""A run that went through every stage `predict` and `evaluate` read, at the smallest size, on a phantom cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glioma_nas.config import parse_config
+from glioma_nas.pipeline import Pipeline
+from glioma_nas.progress import Silent
+from glioma_nas.testing.phantoms import write_phantom_cohort
+
+CONFIG: dict[str, Any] = {
+    "seed": 3,
+    "cohort": {"sheet": "cohort/cohort.csv", "sequences": ["t1ce", "flair"]},
+    "preprocess": {"crop_size_px": 48, "image_size_px": 32, "workers": 1},
+    "folds": {"n_folds": 2},
+    "latency": {"runs": 2, "warmup_runs": 1, "network_runs": 3},
+    "search": {
+        "space_options": {"preset": "tiny"},
+        "strategy": "random_with_shared_weights",
+        "strategy_options": {"n_candidates": 2, "recalibration_batches": 1},
+        "pretrain_epochs": 0,
+        "search_epochs": 1,
+        "steps_per_epoch": 2,
+        "batch_size": 4,
+    },
+    "train": {"epochs": 4, "steps_per_epoch": 6, "batch_size": 4},
+    "classify": {
+        "epochs": 1,
+        "slices_per_case": 2,
+        "image_size_px": 32,
+        "inner_folds": 2,
+        "baselines": [],
+        "bootstrap_samples": 100,
+        "permutation_samples": 100,
+        "grad_cam_cases": 0,
+        "markers": {
+            "idh": {"column": "idh", "positive": "mutant", "classifier": "idh"},
+            "ki67": {"column": "ki67", "threshold": 10, "classifier": "age_sex"},
+        },
+    },
+}
+STAGES = ("preprocess", "latency", "search", "train", "segment", "classify")
+
+
+def make_finished_run(folder: Path) -> Path:
+    """Make cohort and run below ``folder`` and return the run folder."""
+    write_phantom_cohort(folder / "cohort", 8, 0)
+    run = folder / "run"
+    Pipeline(parse_config(CONFIG, source="test", folder=folder), run, Silent()).run(STAGES)
+    return run

@@ -1,0 +1,213 @@
+"""New patients are served by a frozen run: outlines in the scan's own grid, markers, one page, one bad case alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from finished_run import make_finished_run
+from typer.testing import CliRunner
+
+from glioma_nas.cli import app
+from glioma_nas.errors import CohortError, ConfigError, GliomaNasError, StorageError
+from glioma_nas.files import read_json
+from glioma_nas.new_patients.batch import predict_all
+from glioma_nas.new_patients.case_inputs import find_cases
+from glioma_nas.new_patients.frozen_run import FrozenRun
+from glioma_nas.new_patients.prediction import decide
+from glioma_nas.progress import Silent
+from glioma_nas.testing.phantoms import write_phantom_cohort
+
+NOBODY = {"case_id": None, "age": None, "sex": None}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_finished_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def run(run_folder: Path) -> FrozenRun:
+    return FrozenRun.open(run_folder)
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Path:
+    """A folder with the scans of somebody the run has never seen."""
+    write_phantom_cohort(tmp_path / "strangers", 3, 99)
+    folder = tmp_path / "new_patient"
+    folder.mkdir()
+    for name in ("t1ce", "flair"):
+        shutil.copyfile(tmp_path / "strangers" / "P002" / f"{name}.nii.gz", folder / f"scan_{name}.nii.gz")
+    return folder
+
+
+@pytest.mark.slow
+def test_new_patient_gets_mask_markers_and_page(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    served = predict_all(
+        patient, run, tmp_path / "out", patient={**NOBODY, "age": 51.0}, force=False, progress=Silent()
+    )
+    assert [outcome.state for outcome in served.outcomes] == ["predicted"]
+    folder = tmp_path / "out" / "new_patient"
+    scan, mask = nib.load(patient / "scan_t1ce.nii.gz"), nib.load(folder / "mask.nii.gz")
+    assert mask.shape == scan.shape
+    np.testing.assert_allclose(mask.affine, scan.affine)
+    record = read_json(folder / "prediction.json")
+    voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+    assert record["segmentation"]["volume_ml"] == pytest.approx(float(mask.get_fdata().sum()) * voxel_ml, abs=1e-3)
+    assert record["segmentation"]["n_members"] == 2
+    assert [marker["marker"] for marker in record["markers"]] == ["idh", "ki67"]
+    for marker in record["markers"]:
+        assert 0 <= marker["lowest"] <= marker["probability"] <= marker["highest"] <= 1
+    page = (folder / "report.html").read_text()
+    assert "needs tissue" in page and "sex is unknown" in page.lower() and "age is unknown" not in page.lower()
+    assert "data:image/png" in page and "http://" not in page
+
+
+@pytest.mark.slow
+def test_prediction_is_that_of_the_run_itself(run: FrozenRun, tmp_path: Path) -> None:
+    # A patient of the run: the fold that did not train on it must give the very mask of the segment stage.
+    case = run.cohort.cases[run.cohort.folds.test(0)[0]]
+    folder = tmp_path / "known"
+    folder.mkdir()
+    for name in ("t1ce", "flair"):
+        shutil.copyfile(case.scans[name].path, folder / f"{name}.nii.gz")
+    predict_all(folder, run, tmp_path / "out", patient=NOBODY, force=False, progress=Silent())
+    record = read_json(tmp_path / "out" / "known" / "prediction.json")
+    assert any("which the run was trained on" in warning for warning in record["warnings"])
+    members = [
+        np.load(run.folder / "segment" / "masks_prepared" / "student" / f"{case.case_id}.npy", allow_pickle=False)
+    ]
+    ml = float(members[0].sum()) * float(np.prod(case.spacing_mm)) / 1000
+    found = record["segmentation"]
+    assert found["volume_lowest_ml"] == pytest.approx(ml, abs=1e-2) or found["volume_highest_ml"] == pytest.approx(
+        ml, abs=1e-2
+    )
+
+
+@pytest.mark.slow
+def test_second_call_skips_what_is_done_and_notices_what_changed(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    def again(**changed: object) -> str:
+        (outcome,) = predict_all(
+            patient, run, tmp_path / "out", patient={**NOBODY, **changed}, force=False, progress=Silent()
+        ).outcomes
+        return outcome.state
+
+    assert again() == "predicted"
+    mask = (tmp_path / "out" / "new_patient" / "mask.nii.gz").read_bytes()
+    assert again() == "done before"
+    assert again(age=33.0) == "predicted"
+    assert (tmp_path / "out" / "new_patient" / "mask.nii.gz").read_bytes() == mask
+
+
+@pytest.mark.slow
+def test_bad_case_does_not_stop_the_others(run_folder: Path, tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "strangers", 3, 99)
+    truncated = tmp_path / "strangers" / "P002" / "flair.nii.gz"
+    truncated.write_bytes(truncated.read_bytes()[:200])
+    done = CliRunner().invoke(app, ["predict", str(run_folder), str(sheet), "--out", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 2
+    rows = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert rows.state.tolist() == ["predicted", "failed", "predicted"]
+    assert "flair" in rows.problem[1]
+    assert not (tmp_path / "out" / "P002" / "prediction.json").exists()
+
+
+def test_missing_sequence_is_said_before_anything_is_computed(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    (patient / "scan_flair.nii.gz").unlink()
+    with pytest.raises(CohortError, match=r"lacks flair: this run's network needs t1ce, flair.*the case has t1ce"):
+        predict_all(patient, run, tmp_path / "out", patient=NOBODY, force=False, progress=Silent())
+    assert not (tmp_path / "out" / "new_patient").exists()
+
+
+def test_missing_sequence_is_replaced_where_training_did_so(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    (patient / "scan_flair.nii.gz").unlink()
+    cohort = run.config.cohort.model_copy(update={"missing_sequence": "zero"})
+    lenient = FrozenRun(run.folder, run.config.model_copy(update={"cohort": cohort}), "student")
+    predict_all(patient, lenient, tmp_path / "out", patient=NOBODY, force=False, progress=Silent())
+    record = read_json(tmp_path / "out" / "new_patient" / "prediction.json")
+    assert record["warnings"][0].startswith("flair is missing and was replaced by zeros")
+
+
+def test_four_dimensional_scan_is_refused_by_name(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 4, 3), np.float32), np.eye(4)), patient / "scan_flair.nii.gz")
+    (outcome,) = predict_all(patient, run, tmp_path / "out", patient=NOBODY, force=False, progress=Silent()).outcomes
+    assert outcome.state == "failed" and "flair" in outcome.problem and "dimension" in outcome.problem
+
+
+def test_two_files_of_one_sequence_are_not_guessed_between(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    shutil.copyfile(patient / "scan_flair.nii.gz", patient / "other_t2_flair.nii.gz")
+    with pytest.raises(CohortError, match="both look like flair; leave one of them"):
+        find_cases(patient, run, tmp_path / "out", Silent())
+
+
+@pytest.mark.parametrize(
+    ("patient_options", "message"),
+    [({"age": 130.0}, "--age 130: expected years"), ({"case_id": "../up"}, "--case-id '../up' cannot name a folder")],
+)
+def test_impossible_patient_is_refused(
+    run: FrozenRun, patient: Path, tmp_path: Path, patient_options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(GliomaNasError, match=message):
+        predict_all(
+            patient, run, tmp_path / "out", patient={**NOBODY, **patient_options}, force=False, progress=Silent()
+        )
+
+
+def test_patient_options_are_refused_for_many_cases(run: FrozenRun, tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "strangers", 3, 99)
+    with pytest.raises(CohortError, match="holds 3 cases; --case-id, --age and --sex describe one patient"):
+        predict_all(sheet, run, tmp_path / "out", patient={**NOBODY, "age": 40.0}, force=False, progress=Silent())
+
+
+def test_folder_that_is_no_run_or_unfinished_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="not a run folder"):
+        FrozenRun.open(tmp_path)
+    shutil.copyfile(run_folder / "config.yaml", tmp_path / "config.yaml")
+    with pytest.raises(StorageError, match="stage 'preprocess' is not done"):
+        FrozenRun.open(tmp_path)
+    with pytest.raises(ConfigError, match=r"no network 'studnet'.*student"):
+        FrozenRun.open(run_folder, network="studnet")
+
+
+def test_source_that_is_not_there_is_one_line(run_folder: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["predict", str(run_folder), str(tmp_path / "nowhere"), "--out", str(tmp_path)])
+    assert isinstance(done.exception, CohortError)
+    assert "nowhere: no such file or folder" in str(done.exception)
+
+
+def test_hostile_case_id_shows_as_text(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    hostile = patient.parent / "<script>alert(1)<script>"
+    patient.rename(hostile)
+    (outcome,) = predict_all(hostile, run, tmp_path / "out", patient=NOBODY, force=False, progress=Silent()).outcomes
+    page = (tmp_path / "out" / outcome.case_id / "report.html").read_text()
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("members", "call"),
+    [
+        ([0.9, 0.8, 0.7], "positive"),
+        ([0.1, 0.2, 0.4], "negative"),
+        ([0.9, 0.8, 0.2], "none"),
+        ([0.52, 0.52, 0.5], "none"),
+    ],
+)
+def test_call_needs_agreement_and_distance(members: list[float], call: str) -> None:
+    found, reason = decide(np.array(members), np.full(3, 0.5), margin=0.05)
+    assert found == call
+    assert bool(reason) == (call == "none")
+
+
+def test_json_output_names_every_marker(run_folder: Path, patient: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["predict", str(run_folder), str(patient), "--out", str(tmp_path / "out"), "--sex", "f", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    assert {"case", "state", "volume_ml", "idh", "ki67"} <= set(row)
