@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from glioma_nas.architecture import Architecture
-from glioma_nas.errors import ConfigError
+from glioma_nas.errors import ConfigError, did_you_mean
 from glioma_nas.registry import strategies
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
 from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
 from glioma_nas.strategies.candidate_scoring import ignored_latency_weight
 from glioma_nas.strategies.one_shot import LatencyRegularisedSearch
 from glioma_nas.strategies.supernet_search import RandomPathTraining
+from glioma_nas.strategies.zero_cost import PROXIES
 
 
 @strategies.register("random_with_shared_weights")
@@ -29,6 +30,9 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         pretrain_epochs: Not used: the evaluator's epochs are all alike.
         n_candidates: N.
         paths: Random paths of one step.
+        prefilter: Zero-cost proxy that chooses the N among more draws: ``synflow``, ``naswot`` or ``grad_norm``; none
+            for N plain draws. See `glioma_nas.strategies.zero_cost`.
+        prefilter_draws: Draws for each network that is kept.
         gradient_clip: See `LatencyRegularisedSearch`.
         target_latency_ms: See `LatencyRegularisedSearch`.
         target_exponents: See `LatencyRegularisedSearch`.
@@ -50,6 +54,8 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         pretrain_epochs: int = 0,
         n_candidates: int = 30,
         paths: int = 4,
+        prefilter: str | None = None,
+        prefilter_draws: int = 10,
         gradient_clip: float = 5.0,
         target_latency_ms: float | None = None,
         target_exponents: tuple[float, float] = (-0.07, -0.07),
@@ -59,6 +65,10 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
     ) -> None:
         if n_candidates < 1 or paths < 1:
             raise ConfigError(f"n_candidates {n_candidates} and paths {paths} must be at least 1")
+        if prefilter is not None and prefilter not in PROXIES:
+            raise ConfigError(f"unknown prefilter '{prefilter}': {did_you_mean(str(prefilter), PROXIES)}")
+        if prefilter_draws < 1:
+            raise ConfigError(f"prefilter_draws is {prefilter_draws}; give at least 1")
         super().__init__(
             profiler=profiler,
             latency_weight=0.0,
@@ -74,6 +84,8 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         )
         self.n_candidates = n_candidates
         self.paths = paths
+        self.prefilter = prefilter
+        self.prefilter_draws = prefilter_draws
 
     def configure_oneshot_module(self, training_module: Any) -> RandomPathTraining:
         """Build the module that trains random paths; called by NNI once the space is a supernet."""
@@ -100,14 +112,34 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         """Draw networks uniformly, score them with inherited weights, keep the best."""
         space, (name,) = self._space(), self.architectures
         state = np.random.RandomState(derive_seed(self.seed, "candidates") % 2**32)
+        wanted = self.n_candidates * (self.prefilter_draws if self.prefilter else 1)
         drawn: dict[str, Architecture] = {}
-        # A small space may hold fewer than N networks.
-        for _ in range(20 * self.n_candidates):
+        # A small space may hold fewer networks than that.
+        for _ in range(20 * wanted):
             sample: dict[str, Any] = {}
             for mutable in space.simplify().values():
                 mutable.random(sample, state)
             architecture = space.architecture({**sample, **space.fixed_choices.get(name, {})})
             drawn.setdefault(architecture.id, architecture)
-            if len(drawn) == self.n_candidates:
+            if len(drawn) == wanted:
                 break
-        self._keep_best(name, list(drawn.values()))
+        self._keep_best(name, self._prefiltered(list(drawn.values())))
+
+    def _prefiltered(self, drawn: list[Architecture]) -> list[Architecture]:
+        """Return the N draws that the zero-cost proxy ranks highest, in the order they were drawn."""
+        if self.prefilter is None or len(drawn) <= self.n_candidates:
+            return drawn
+        proxy, space = PROXIES[self.prefilter], self._space()
+        batch = next(iter(self._loaders["train"]))
+        loss = self._module().training_module.loss
+        scores = []
+        with self._progress().task(f"pre-filter ({self.prefilter})", len(drawn)) as task:
+            for architecture in drawn:
+                # The same start for all: what differs is the network.
+                with isolated_torch_rng(self.seed, "prefilter"):
+                    network = space.derive(architecture)
+                scores.append(proxy(network, batch["image"], batch["mask"], loss))
+                task.advance(1)
+        kept = sorted(range(len(drawn)), key=lambda index: -scores[index])[: self.n_candidates]
+        self.notes.append(f"{self.prefilter} chose the {len(kept)} networks that were scored among {len(drawn)} draws")
+        return [drawn[index] for index in sorted(kept)]
