@@ -74,8 +74,7 @@ def check_formats(formats: Sequence[str]) -> None:
         if kind not in FORMATS:
             raise BackendError(f"export.formats: unknown format '{kind}': {did_you_mean(kind, FORMATS)}")
         if kind in latency_backends.names():
-            backend = latency_backends.get(kind)
-            reason = backend.buildable() if hasattr(backend, "buildable") else backend.available()
+            reason = latency_backends.get(kind).buildable()
             if reason is not None:
                 raise BackendError(f"export.formats: '{kind}' cannot be written here: {reason}")
 

@@ -10,6 +10,7 @@ import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -75,6 +76,11 @@ class LatencyBackend(ABC):
     @abstractmethod
     def available(cls) -> str | None:
         """Return None if the engine can be used here, else why not, with the pip line that installs it."""
+
+    @classmethod
+    def buildable(cls) -> str | None:
+        """Return None if engines can be made here, be it without the device that runs them; else as `available`."""
+        return cls.available()
 
     @abstractmethod
     def version(self) -> str:
@@ -275,12 +281,32 @@ def open_onnx_backend(name: str, precision: str | None = None) -> OnnxBackend:
     return backend
 
 
-def describe_backends() -> list[tuple[str, bool, str]]:
-    """Tell for each registered backend whether it can be used here: (name, usable, version or what to install)."""
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can be used here.
+
+    Attributes:
+        name: Registered name.
+        state: ``ok``, ``builds only`` (engines can be made here, but not run) or ``missing``.
+        detail: Version of its library, or why it cannot be used and what to install.
+    """
+
+    name: str
+    state: str
+    detail: str
+
+
+def describe_backends() -> list[BackendStatus]:
+    """Tell for each registered backend whether it can be used here."""
     rows = []
     for entry in registry.latency_backends.entries():
-        reason = entry.component.available()
-        rows.append((entry.name, reason is None, entry.component().version() if reason is None else reason))
+        backend: LatencyBackend = entry.component()
+        reason = backend.available()
+        if reason is None:
+            rows.append(BackendStatus(entry.name, "ok", backend.version()))
+        else:
+            state = "missing" if backend.buildable() is not None else "builds only"
+            rows.append(BackendStatus(entry.name, state, reason))
     return rows
 
 

@@ -210,10 +210,13 @@ def test_unknown_backend_suggests_a_name() -> None:
 
 
 def test_description_lists_every_registered_backend() -> None:
-    rows = {name: (usable, detail) for name, usable, detail in describe_backends()}
+    rows = {status.name: (status.state, status.detail) for status in describe_backends()}
     assert set(rows) == set(registry.latency_backends.names()) >= {"onnxruntime", "torch"}
-    assert rows["torch"] == (True, torch.__version__)
-    assert all(usable or "pip install" in detail for usable, detail in rows.values())
+    assert rows["torch"] == ("ok", torch.__version__)
+    assert all(state == "ok" or "pip install" in detail for state, detail in rows.values())
+    rtx = registry.latency_backends.get("tensorrt_rtx")
+    if rtx.available() is not None:
+        assert rows["tensorrt_rtx"][0] == ("missing" if rtx.buildable() else "builds only")
 
 
 def test_precision_an_engine_lacks_is_refused_with_those_it_has() -> None:

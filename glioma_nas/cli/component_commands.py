@@ -52,6 +52,5 @@ def doctor(as_json: JsonOption = False) -> None:
     rows.append(["disk", "ok", f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here"])
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows.append(["cuda", "ok" if gpus else "absent", ", ".join(gpus) or "no CUDA device; set device: cpu"])
-    for name, usable, detail in describe_backends():
-        rows.append([f"latency backend {name}", "ok" if usable else "missing", detail])
+    rows += [[f"latency backend {status.name}", status.state, status.detail] for status in describe_backends()]
     print_table("Doctor", ["item", "state", "detail"], rows, as_json=as_json)
