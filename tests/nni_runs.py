@@ -99,9 +99,13 @@ class Nni:
         self.call("nni", "create", folder, "--detach", **environment)
         return self.newest()
 
-    def newest(self) -> dict[str, Any]:
+    def records(self) -> list[dict[str, Any]]:
+        """Return NNI's list of experiments, oldest first."""
         records = json.loads((self.home / "nni-experiments" / ".experiment").read_text())
-        return dict(max(records.values(), key=lambda item: item["startTime"]))
+        return sorted(records.values(), key=lambda item: int(item["startTime"]))
+
+    def newest(self) -> dict[str, Any]:
+        return self.records()[-1]
 
     def get(self, port: int, path: str) -> Any:
         import requests

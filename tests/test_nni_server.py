@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -41,8 +42,11 @@ def listening_addresses(pid: int) -> set[str]:
 
 def test_trials_end_as_they_should_and_two_experiments_share_a_machine(nni: Nni, tmp_path: Path) -> None:
     modes = ["fine", "killed", "raises", "loud"]
-    first = nni.start(write_light_experiment(tmp_path / "first", modes))
-    second = nni.start(write_light_experiment(tmp_path / "second", ["fine"]))
+    folders = [write_light_experiment(tmp_path / "first", modes), write_light_experiment(tmp_path / "second", ["fine"])]
+    with ThreadPoolExecutor() as together:
+        list(together.map(lambda folder: nni.call("nni", "create", folder, "--detach"), folders))
+    known = {Path(record["logDir"]).parent.name: record for record in nni.records()}
+    first, second = known["first"], known["second"]
     assert first["port"] != second["port"]
     assert listening_addresses(first["pid"]) == listening_addresses(second["pid"]) == {"127.0.0.1"}
 

@@ -49,8 +49,8 @@ def nni(tmp_path: Path) -> Iterator[Nni]:
         yield found
 
 
-def write_run(folder: Path, **changes: Any) -> Path:
-    write_phantom_cohort(folder / "cohort", 8, 0)
+def write_run(folder: Path, *, n_patients: int = 8, **changes: Any) -> Path:
+    write_phantom_cohort(folder / "cohort", n_patients, 0)
     (folder / "run.yaml").write_text(yaml.safe_dump({**TINY_RUN, **changes}))
     return folder / "run.yaml"
 

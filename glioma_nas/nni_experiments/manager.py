@@ -6,12 +6,8 @@ does it get the experiment and may run anything.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import os
-import socket
 import sqlite3
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +17,24 @@ import psutil
 
 from glioma_nas.errors import ConfigError, ExperimentError, StorageError
 from glioma_nas.nni_experiments.experiment_folder import CONFIG_FILE, EXPERIMENTS_FOLDER
-from glioma_nas.nni_experiments.loopback import LOOPBACK, exposed_addresses, guarded_environment
+from glioma_nas.nni_experiments.loopback import LOOPBACK
+from glioma_nas.nni_experiments.manager_process import (
+    checked_port,
+    end_leftovers,
+    free_port,
+    last_line,
+    one_start_at_a_time,
+    refuse_exposure,
+    spawn,
+    wait_until_up,
+)
 
 _logger = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 60.0
 MIN_FREE_BYTES = 500_000_000
 """NNI's records, every trial's output and one checkpoint for each running trial."""
 
-_FIRST_PORT = 8080
 _CONTROL_CHANNEL_PLATFORMS = ("remote", "hybrid", "kubeflow", "frameworkcontroller", "openpai", "adl")
 
 
@@ -214,17 +218,25 @@ def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, ho
     from nni.experiment import rest
     from nni.experiment.launcher import NniManagerArgs
     from nni.tools.nnictl.config_utils import Experiments
+    from nni.tools.nnictl.constants import NNI_HOME_DIR
 
     working = Path(config.experiment_working_directory)
     working.mkdir(parents=True, exist_ok=True)
     _require_disk(working)
     arguments = NniManagerArgs(action, experiment_id, config, 0, False, False, None, None)
     needs = 2 if arguments.mode in _CONTROL_CHANNEL_PLATFORMS else 1
-    arguments.port = _free_port(needs) if port is None else _checked_port(port, needs)
-    process = _spawn(arguments, working / experiment_id / "log", host)
+    log = working / experiment_id / "log"
+    with one_start_at_a_time(Path(NNI_HOME_DIR)):
+        arguments.port = free_port(needs) if port is None else checked_port(port, needs)
+        process = spawn(arguments, log, host)
+        try:
+            wait_until_up(process, arguments.port, log)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
     try:
-        _wait_until_up(process, arguments.port, working / experiment_id / "log")
-        _refuse_exposure(process.pid, host)
+        refuse_exposure(process.pid, host)
         Experiments().add_experiment(
             experiment_id,
             arguments.port,
@@ -235,7 +247,7 @@ def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, ho
             logDir=str(working),
         )
         rest.post(arguments.port, "/experiment", config.json())
-        _refuse_exposure(process.pid, host)
+        refuse_exposure(process.pid, host)
     except BaseException as err:
         process.kill()
         process.wait()
@@ -243,62 +255,10 @@ def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, ho
         if action == "create":
             Experiments().remove_experiment(experiment_id)
         if isinstance(err, OSError):
-            reason = _last_line(working / experiment_id / "log", err)
+            reason = last_line(log, err)
             raise ExperimentError(f"experiment {experiment_id}: NNI refused to start it: {reason}") from err
         raise
     return RunningExperiment(experiment_id, arguments.port, process.pid, host)
-
-
-def _spawn(arguments: Any, log: Path, host: str) -> subprocess.Popen[bytes]:
-    import nni_node
-
-    folder = Path(next(iter(nni_node.__path__)))
-    command = [str(folder / "node"), "--max-old-space-size=4096", str(folder / "main.js")]
-    command += arguments.to_command_line_args()
-    log.mkdir(parents=True, exist_ok=True)
-    with (log / "nnictl_stdout.log").open("a") as out, (log / "nnictl_stderr.log").open("a") as err:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            cwd=folder,
-            env=guarded_environment(os.environ, host=host),
-            start_new_session=True,  # Ctrl-C in the terminal stops the command that waits, not the experiment
-        )
-
-
-def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ExperimentError(f"the NNI manager ended at once: {_last_line(log, 'no message')}")
-        if _answers(port):
-            return
-        time.sleep(0.2)
-    raise ExperimentError(f"the NNI manager did not answer at port {port} within {START_TIMEOUT_S:.0f} s; see {log}")
-
-
-def _answers(port: int) -> bool:
-    """Tell whether NNI's interface is up: until then another server at the same port answers with plain text."""
-    import requests
-    from nni.experiment import rest
-
-    try:
-        return _listens(port) and "status" in rest.get(port, "/check-status")
-    except requests.RequestException:
-        return False
-
-
-def _refuse_exposure(pid: int, host: str) -> None:
-    if not ipaddress.ip_address(host).is_loopback:
-        return  # the user asked for it, and said yes
-    exposed = exposed_addresses(pid)
-    if exposed:
-        raise ExperimentError(
-            f"refused: NNI listens on {', '.join(exposed)}, where anyone who reaches it can run commands as you; "
-            "it was stopped"
-        )
 
 
 def _require_disk(folder: Path) -> None:
@@ -310,66 +270,6 @@ def _require_disk(folder: Path) -> None:
             f"{folder}: disk nearly full, {free / 1e6:.0f} MB free of {MIN_FREE_BYTES / 1e6:.0f} MB that an experiment "
             "needs at least; free space or write the experiment to another disk"
         )
-
-
-def _free_port(count: int) -> int:
-    for port in range(_FIRST_PORT, 65536 - count):
-        if all(_is_free(port + offset) for offset in range(count)):
-            return port
-    raise ExperimentError("no free port between 8080 and 65535")
-
-
-def _checked_port(port: int, count: int) -> int:
-    for number in range(port, port + count):
-        if not _is_free(number):
-            raise ExperimentError(f"port {number} is taken; choose another with --port, or leave it out")
-    return port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # A server that has just ended leaves the port in TIME_WAIT, which does not keep NNI from listening.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except (OSError, OverflowError):
-            return False
-    return not _listens(port)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        return probe.connect_ex((LOOPBACK, port)) == 0
-
-
-def end_leftovers(experiment_id: str) -> None:
-    """End the trials and the dispatcher of an experiment whose manager is gone."""
-    found = [process for process in psutil.process_iter() if _belongs_to(process, experiment_id)]
-    for process in found:
-        _quietly(process.terminate)
-    _, alive = psutil.wait_procs(found, timeout=5)
-    for process in alive:
-        _quietly(process.kill)
-    psutil.wait_procs(alive, timeout=5)
-
-
-def _belongs_to(process: psutil.Process, experiment_id: str) -> bool:
-    try:
-        environment = process.environ()
-        # Trials carry the id itself, the dispatcher the folder of its log.
-        logs = Path(environment.get("NNI_LOG_DIRECTORY", "/")).parts
-        own = process.pid == os.getpid() or process.pid == os.getppid()
-        return not own and (environment.get("NNI_EXP_ID") == experiment_id or experiment_id in logs)
-    except (psutil.Error, OSError):
-        return False
-
-
-def _quietly(action: Any) -> None:
-    try:
-        action()
-    except psutil.NoSuchProcess:
-        _logger.debug("a leftover process ended by itself")
 
 
 def _mark_stopped(experiment_id: str) -> None:
@@ -390,12 +290,3 @@ def _stored_config(experiment_id: str, folder: Path) -> dict[str, Any]:
             f"experiment {experiment_id}: its records in {folder / experiment_id / 'db'} cannot be read ({err}); "
             "create the experiment again: its trials find their results by hyper-parameters"
         ) from err
-
-
-def _last_line(log: Path, otherwise: object) -> str:
-    for name in ("nnictl_stderr.log", "nnimanager.log"):
-        path = log / name
-        lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
-        if lines:
-            return lines[-1]
-    return str(otherwise)

@@ -8,8 +8,8 @@ and measured on the other half: the fold's test patients are never read, so that
 from __future__ import annotations
 
 import fcntl
-import logging
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,8 +38,6 @@ from glioma_nas.seeding import derive_seed, isolated_torch_rng
 from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
 from glioma_nas.segmentation_metrics import dice_coefficient, hd95_mm
 from glioma_nas.space_building import build_space
-
-_logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 FOLD = 0
@@ -244,7 +242,8 @@ def _auc(
     try:
         return evaluator.evaluate(network.to(config.device))
     except LabelError as err:
-        _logger.warning("marker '%s' not measured: %s", marker, err)
+        # To stderr, which the web UI shows beside the trial; NNI sends log records to a file of its own.
+        sys.stderr.write(f"marker '{marker}' not measured: {err}\n")
         return None
 
 

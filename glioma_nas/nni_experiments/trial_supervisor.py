@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from glioma_nas.local import ENVIRONMENT_VARIABLE as PLUGINS_VARIABLE
+
 REASON_FILE = "failure.txt"
 GRACE_S = 3.0
 _PR_SET_PDEATHSIG = 1
@@ -30,7 +32,9 @@ def supervise(command: Sequence[str]) -> int:
     die_with_parent(signal.SIGTERM)
     reason_file = Path(os.environ.get("NNI_OUTPUT_DIR") or ".") / REASON_FILE
     reason_file.unlink(missing_ok=True)
-    child = subprocess.Popen(command, preexec_fn=lambda: die_with_parent(signal.SIGKILL))
+    # Plugins come with the trial's code folder; those of whoever started NNI would clash with them.
+    environment = {name: value for name, value in os.environ.items() if name != PLUGINS_VARIABLE}
+    child = subprocess.Popen(command, env=environment, preexec_fn=lambda: die_with_parent(signal.SIGKILL))
     stopped_by: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
