@@ -51,6 +51,17 @@ class OpenVinoEngine(Engine):
                     times.setdefault(layer.node_name, []).append(layer.real_time.total_seconds() * 1000)
         return {name: median(values) for name, values in times.items()}
 
+    def inspect(self) -> dict[str, Any]:
+        """See `Engine.inspect`; kernel, precision, layouts and the model's operators of every layer."""
+        fields = {"Kernel": "primitiveType", "Precision": "runtimePrecision", "Layouts": "outputLayouts"}
+        layers = []
+        for node in self._request.get_compiled_model().get_runtime_model().get_ordered_ops():
+            info = node.get_rt_info()
+            told = {key: str(info[name].value) for key, name in fields.items() if name in info}
+            made_of = str(info["originalLayersNames"].value) if "originalLayersNames" in info else ""
+            layers.append({"Name": node.get_friendly_name(), **told, "MadeOf": made_of.split(",") if made_of else []})
+        return {"Layers": layers}
+
 
 @latency_backends.register("openvino")
 class OpenVinoBackend(OnnxBackend):

@@ -89,7 +89,7 @@ class TensorRtEngine(Engine):
         return {name: median(values[1:]) for name, values in recorder.times.items()}
 
     def inspect(self) -> dict[str, Any]:
-        """Return what the engine inspector says of every layer: kernels, formats, precisions."""
+        """See `Engine.inspect`; the engine inspector's kernels, formats and precisions."""
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = self._context
         found = json.loads(inspector.get_engine_information(self._library.LayerInformationFormat.JSON))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from glioma_nas.engine_files import label_path
 from glioma_nas.errors import BackendError, did_you_mean
 from glioma_nas.files import atomic_path, write_bytes
 from glioma_nas.latency_backend import Array, Engine, OnnxBackend, open_onnx_backend
@@ -41,6 +42,11 @@ class ExportedFile:
     path: Path
     engine: Engine | None
     not_compared: str = ""
+
+    def remove(self) -> None:
+        """Delete the file and what belongs to it: an IR's weights, an engine's label."""
+        for part in (self.path, self.path.with_suffix(".bin"), label_path(self.path)):
+            part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

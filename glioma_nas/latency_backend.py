@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,14 @@ class Engine(ABC):
             BackendError: The engine does not tell.
         """
         raise BackendError(f"{type(self).__name__} does not tell how long its layers take")
+
+    def inspect(self) -> dict[str, Any]:
+        """Return what the engine says of the layers it made of the model, as plain JSON under ``Layers``.
+
+        Raises:
+            BackendError: The engine does not tell.
+        """
+        raise BackendError(f"{type(self).__name__} does not tell what its layers are; openvino and tensorrt do")
 
 
 class LatencyBackend(ABC):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glioma_nas.architecture import Architecture
-from glioma_nas.latency_backend import LatencyBackend
+from glioma_nas.latency_backend import Engine, LatencyBackend
 from glioma_nas.latency_records import Environment, LatencyRecord, LatencyTable
 from glioma_nas.latency_timing import summarise, time_until_stable
 from glioma_nas.onnx_export import OUTPUT_NAME
@@ -47,11 +47,13 @@ class NetworkProfile:
         latency: The whole network, without a profiler.
         environment: The conditions.
         rows: Parts in the order of the network.
+        engine: The engine, for a closer look.
     """
 
     latency: LatencyRecord
     environment: Environment
     rows: tuple[PartTime, ...]
+    engine: Engine
 
 
 def profile_network(
@@ -100,7 +102,7 @@ def profile_network(
     ]
     if ELSEWHERE in times:
         rows.append(PartTime(ELSEWHERE, "", times[ELSEWHERE], times[ELSEWHERE] / total, None))
-    return NetworkProfile(whole, environment, tuple(rows))
+    return NetworkProfile(whole, environment, tuple(rows), engine)
 
 
 def part_times(layer_times_ms: Mapping[str, float], parts: Collection[str]) -> dict[str, float]:

@@ -226,6 +226,15 @@ def test_bundle_passes_monai_verification_and_loads(run: Path, tmp_path: Path) -
         jsonschema.validate(meta, json.loads((bundle / "configs" / "schema.json").read_text()))
 
 
+@pytest.mark.slow
+def test_eight_bits_beyond_tolerance_are_refused_and_leave_nothing(run: Path, tmp_path: Path) -> None:
+    config = _config(run.parent, formats=["onnx_int8"], bundle=False, min_int8_mask_dice=1.0)
+    context = StageContext(config, tmp_path, {name: run / name for name in ("preprocess", "search", "train")}, Silent())
+    with pytest.raises(BackendError, match=r"student_int8\.onnx does not compute what PyTorch computes .* is refused"):
+        export.run(context)
+    assert not (tmp_path / "engines" / "student_int8.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("formats", "message"),
     [

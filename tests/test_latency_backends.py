@@ -277,6 +277,17 @@ def test_layer_times_name_the_operators_of_the_model(name: str) -> None:
     assert any(layer.startswith("/2/AveragePool") for layer in times), times
 
 
+@pytest.mark.slow
+def test_inspection_tells_kernel_and_precision_of_every_layer() -> None:
+    shape = (1, 2, 32, 32)
+    layers = open_backend("openvino", "int8").prepare(_network(), [shape], threads=1).inspect()["Layers"]
+    convolutions = [layer for layer in layers if any("Conv" in name for name in layer["MadeOf"])]
+    assert {layer["Precision"] for layer in convolutions} & {"u8", "i8"}, layers
+    assert all(layer["Name"] for layer in layers)
+    with pytest.raises(BackendError, match="does not tell what its layers are"):
+        open_backend("onnxruntime").prepare(_network(), [shape], threads=1).inspect()
+
+
 def test_engine_without_layer_times_says_so() -> None:
     with pytest.raises(BackendError, match="does not tell how long its layers take"):
         open_backend("torch").prepare(_network(), [(1, 2, 8, 8)], threads=1).layer_times_ms(1)

@@ -99,6 +99,9 @@ def profile(
     ] = None,
     backend: BackendOption = None,
     runs: Annotated[int, typer.Option("--runs", min=1, help="timed calls")] = 30,
+    inspect: Annotated[
+        Path | None, typer.Option("--inspect", help="write here (JSON) what the engine made of the layers")
+    ] = None,
     override: SetOption = None,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
@@ -106,6 +109,7 @@ def profile(
     """Time one network, then each of its cells inside it, beside what the table says of them."""
     from glioma_nas.architecture import Architecture
     from glioma_nas.console import print_table
+    from glioma_nas.files import write_json
     from glioma_nas.latency_backend import open_backend
     from glioma_nas.latency_records import LatencyTable
     from glioma_nas.network_profile import profile_network
@@ -117,6 +121,8 @@ def profile(
     engine = open_backend(backend or loaded.latency.backend, None if backend else loaded.latency.precision)
     table = LatencyTable.load(folder / _TABLE) if (folder / _TABLE).is_file() else None
     found = profile_network(build_space(loaded), record, engine, table=table, runs=runs, threads=loaded.latency.threads)
+    if inspect is not None:
+        write_json(inspect, found.engine.inspect())
     print_table(
         f"{record.id}: {found.latency.median_ms:.2f} ms (p95 {found.latency.p95_ms:.2f}, n {found.latency.n}); "
         f"{found.environment.describe()}",

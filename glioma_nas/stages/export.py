@@ -128,7 +128,7 @@ def _deliver_student(
         try:
             found.require(config.export, engine=name, int8=kind == "onnx_int8")
         except BackendError:
-            exported.path.unlink()
+            exported.remove()
             raise
         parity[name] = _parity_row(_REFERENCE, TIMED_FOLD, exported.path, found)
     return not_compared
