@@ -126,6 +126,7 @@ evaluators: Registry[Any] = Registry("evaluator", "glioma_nas.evaluators")
 latency_backends: Registry[Any] = Registry("latency backend", "glioma_nas.evaluators")
 networks: Registry[Any] = Registry("network", "glioma_nas.plugins")
 classifiers: Registry[Any] = Registry("classifier", "glioma_nas.plugins")
+subtypes: Registry[Any] = Registry("subtype rules", "glioma_nas.plugins")
 preprocess_steps: Registry[Any] = Registry("preprocess step", "glioma_nas.preprocess_steps")
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -136,6 +137,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "latency_backends": latency_backends,
     "networks": networks,
     "classifiers": classifiers,
+    "subtypes": subtypes,
     "preprocess_steps": preprocess_steps,
 }
 
@@ -208,4 +210,5 @@ __all__ = [
     "preprocess_steps",
     "search_spaces",
     "strategies",
+    "subtypes",
 ]
