@@ -73,7 +73,16 @@ def _check_training(config: RunConfig) -> None:
 
 
 def _check_markers(config: RunConfig) -> None:
+    from glioma_nas import registry
     from glioma_nas.stages.classify import build_evaluators
 
     for marker in config.classify.markers.values():
         build_evaluators(config, marker)
+    if config.classify.subtype is not None:
+        registry.subtypes.get(config.classify.subtype.rules)
+        for name, wanted in config.classify.subtype.predicted.items():
+            if wanted not in config.classify.markers:
+                raise ConfigError(
+                    f"classify.subtype.predicted.{name}: no marker '{wanted}': "
+                    f"{did_you_mean(wanted, config.classify.markers)}"
+                )

@@ -227,3 +227,17 @@ def before_temperature(frame: pd.DataFrame) -> dict[str, float | None]:
         "brier": round(brier(raw["label"], raw["probability"]), 4),
         "calibration_slope": None if slope is None else round(slope, 4),
     }
+
+
+def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table as plain data; what is not known is none, floats are rounded to four digits."""
+    rows = []
+    for record in table.to_dict("records"):
+        row: dict[str, Any] = {}
+        for key, value in record.items():
+            plain = value.item() if isinstance(value, np.generic) else value
+            if isinstance(plain, float):
+                plain = round(plain, 4) if np.isfinite(plain) else None
+            row[str(key)] = plain
+        rows.append(row)
+    return rows

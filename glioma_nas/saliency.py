@@ -88,8 +88,8 @@ def randomised_similarity(
     """Return Spearman's correlation of the signed map with the one of the same network with random weights.
 
     The signed map is that for the positive class minus that for the negative one, because a random network often finds
-    nothing for one of them. Near 0 the map depends on what was learnt; near 1 it does not and should not be believed. None when one of the maps
-    is constant.
+    nothing for one of them. Near 0 the map depends on what was learnt; near 1 it does not and should not be believed.
+    None when one of the maps is constant.
     """
     randomised = copy.deepcopy(network)
     with isolated_torch_rng(seed, "randomised weights"):

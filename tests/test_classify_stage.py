@@ -16,7 +16,7 @@ from nni.nas.strategy import Random
 from torch import nn
 
 from glioma_nas.config import MarkerConfig, parse_config
-from glioma_nas.errors import CohortError, ConfigError, LabelError, LeakageError, StorageError
+from glioma_nas.errors import CohortError, ConfigError, ImageError, LabelError, LeakageError, StorageError
 from glioma_nas.files import write_json
 from glioma_nas.folds import make_folds
 from glioma_nas.marker_evaluator import build_evaluator, load_evaluator
@@ -118,6 +118,8 @@ def context(root, *, markers=None, missing="error", **changes):
                 "slices_per_case": 3,
                 "image_size_px": SIDE,
                 "bootstrap_samples": 100,
+                "permutation_samples": 100,
+                "grad_cam_cases": 0,
                 "markers": markers or {"idh": {"column": "idh", "positive": "mutant", "options": {"metadata": False}}},
                 **changes,
             },
@@ -142,7 +144,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     write_preprocess(root / "preprocess")
     write_segment(root / "segment", root / "preprocess", empty=("case004",))
-    return root, classify.run(context(root))
+    return root, classify.run(context(root, grad_cam_cases=2))
 
 
 def test_classify_finds_the_planted_marker_and_says_how_surely(finished):
@@ -219,7 +221,7 @@ def test_classify_repeats_and_reads_finished_folds_back(finished):
     weights = sorted((root / "classify").rglob("weights.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
     assert len(weights) == N_FOLDS
-    assert classify.run(context(root)) == results
+    assert classify.run(context(root, grad_cam_cases=2)) == results
     assert [path.stat().st_mtime_ns for path in weights] == before
 
 
@@ -255,6 +257,123 @@ def test_classify_is_refused_when_a_sequence_is_missing_and_that_is_an_error(tmp
     write_segment(tmp_path / "segment", tmp_path / "preprocess")
     with pytest.raises(CohortError, match="case case002 lacks sequence 't1ce' of marker 'idh'"):
         classify.run(context(tmp_path))
+
+
+def test_classify_compares_with_every_baseline_and_says_when_it_beats_none(finished):
+    _, results = finished
+    summary = results["markers"]["idh"]
+    assert set(summary["baselines"]) == {"age_sex", "tumour_volume", "radiomics"}
+    for name, gap in summary["auc_minus_baselines"].items():
+        words = {"age_sex": "age and sex", "tumour_volume": "tumour volume", "radiomics": "radiomics"}[name]
+        verb = "beats" if gap["beats"] else "does not beat"
+        assert f"The model {verb} {words}" in summary["statement"]
+        assert gap["beats"] == (gap["difference"] > 0 and gap["p_holm"] < 0.05)
+    # The phantoms' signal is plain brightness: hand-made features find it as well, so nothing is beaten there.
+    assert summary["auc_minus_baselines"]["radiomics"]["beats"] is False
+    assert summary["permutation_p"]["idh"] < 0.05
+
+
+def test_classify_writes_reliability_subgroups_and_abstention(finished):
+    root, results = finished
+    reliability = pd.read_csv(root / "classify" / "idh" / "reliability.csv")
+    assert reliability.groupby("classifier")["n"].sum().eq(N_PATIENTS).all()
+    subgroups = pd.read_csv(root / "classify" / "idh" / "subgroups.csv")
+    assert subgroups.groupby("column")["n"].sum().to_dict() == {"age": N_PATIENTS, "sex": N_PATIENTS}
+    assert results["markers"]["idh"]["subgroup_columns_not_in_sheet"] == ["grade", "site"]
+    abstention = pd.read_csv(root / "classify" / "idh" / "abstention.csv")
+    assert abstention["n_called"].is_monotonic_decreasing
+    assert abstention["n_called"].iloc[0] == N_PATIENTS
+
+
+def test_classify_draws_grad_cam_as_png_and_nifti_and_checks_it(finished):
+    import nibabel as nib
+
+    root, results = finished
+    maps = results["markers"]["idh"]["grad_cam"]
+    assert len(maps) == 2
+    for row in maps:
+        folder = root / "classify" / "idh" / "grad_cam"
+        assert (folder / row["png"]).read_bytes().startswith(b"\x89PNG")
+        volume = nib.load(folder / row["nifti"]).get_fdata()
+        assert volume.shape == (SIDE, SIDE, 6)
+        assert volume.min() >= 0 and 0 < volume.max() <= 1
+        assert row["similarity_with_randomised_weights"] is None or row["similarity_with_randomised_weights"] < 0.95
+
+
+def test_classify_integrates_markers_into_a_subtype(tmp_path):
+    write_preprocess(
+        tmp_path / "preprocess",
+        labels=lambda index, words: {
+            **words,
+            "codel": "codeleted" if index % 4 == 1 else "intact",
+            "cdkn2a": "deleted" if index == 3 else "",
+        },
+    )
+    write_segment(tmp_path / "segment", tmp_path / "preprocess")
+    markers = {
+        "idh": {"column": "idh", "positive": "mutant", "classifier": "radiomics"},
+        "codel": {"column": "codel", "positive": "codeleted", "classifier": "radiomics"},
+    }
+    subtype = {
+        "predicted": {"idh": "idh", "codel_1p19q": "codel"},
+        "measured": {"cdkn2a": {"column": "cdkn2a", "altered": "deleted", "wildtype": "retained"}},
+        "tau": 0.4,
+    }
+    results = classify.run(context(tmp_path, markers=markers, subtype=subtype))["subtype"]
+    table = pd.read_csv(tmp_path / "classify" / "subtype.csv").set_index("patient_id")
+    assert len(table) == results["n_patients"] == N_PATIENTS
+    assert results["n_called"] == table["call"].notna().sum() > 0
+    assert table.loc["patient001", "from_known_markers"] == "oligodendroglioma, IDH-mutant and 1p/19q-codeleted"
+    assert table.loc["patient003", "from_known_markers"] == "astrocytoma, IDH-mutant"
+    assert table.loc["patient000", "from_known_markers"] == "diffuse glioma, IDH-wildtype, NOS"
+    assert "not a WHO integrated diagnosis" in results["disclaimer"]
+
+
+def test_classify_takes_masks_of_experts_without_any_network(run_folder):
+    (run_folder / "segment" / "masks_prepared" / "student" / "provenance.json").unlink()
+    summary = classify.run(context(run_folder, masks="expert", markers=AGE_ONLY))["markers"]["idh"]
+    assert summary["masks"] == "drawn by experts, from the sheet"
+
+
+AGE_ONLY = {"idh": {"column": "idh", "positive": "mutant", "classifier": "age_sex"}}
+
+
+@pytest.mark.parametrize(
+    ("provenance", "error", "message"),
+    [
+        (None, ConfigError, "set classify.mask_provenance"),
+        ({}, LeakageError, "case case000: it is not recorded which patients"),
+        ({"train_patients": ["patient000"]}, LeakageError, "case case000: its mask was made by network 'nnunet'"),
+    ],
+)
+def test_classify_refuses_given_masks_that_are_not_shown_to_be_out_of_fold(run_folder, provenance, error, message):
+    changes = {"masks": "given", "markers": AGE_ONLY}
+    if provenance is not None:
+        record = {f"case{index:03d}": {"network": "nnunet", **provenance} for index in range(N_PATIENTS)}
+        write_json(run_folder / "provenance.json", record if provenance else {})
+        changes["mask_provenance"] = "provenance.json"
+    with pytest.raises(error, match=message):
+        classify.run(context(run_folder, **changes))
+    assert trained_nothing(run_folder)
+
+
+def test_classify_takes_given_masks_with_provenance(run_folder):
+    record = {f"case{index:03d}": {"network": "nnunet", "train_patients": ["else"]} for index in range(N_PATIENTS)}
+    write_json(run_folder / "provenance.json", record)
+    given = context(run_folder, masks="given", mask_provenance="provenance.json", markers=AGE_ONLY)
+    assert classify.run(given)["markers"]["idh"]["n_patients"] == N_PATIENTS
+
+
+def test_classify_refuses_masks_of_a_network_that_is_not_there(run_folder):
+    with pytest.raises(ConfigError, match="unknown network 'studnt': did you mean 'student'"):
+        classify.run(context(run_folder, masks="studnt"))
+
+
+def test_classify_refuses_a_mask_on_another_grid(run_folder):
+    path = run_folder / "segment" / "masks_prepared" / "student" / "case003.npy"
+    np.save(path, np.zeros((6, SIDE, SIDE + 1), dtype=np.uint8))
+    with pytest.raises(ImageError, match="case case003: the mask has shape"):
+        classify.run(context(run_folder))
 
 
 def trained_nothing(root):

@@ -27,6 +27,25 @@ class MarkerConfig(Section):
         return self
 
 
+class MeasuredConfig(Section):
+    """A marker of the subtype rules that the sheet holds as measured in tissue."""
+
+    column: str = Field(description="column of the cohort sheet")
+    altered: str = Field(description="value that means altered")
+    wildtype: str = Field(description="value that means not altered")
+
+
+class SubtypeConfig(Section):
+    """Integrate markers into a subtype."""
+
+    rules: str = Field("cns5_2021", description="registered subtype rules")
+    tau: float = Field(0.6, gt=0, le=1, description="nothing is called below this probability")
+    predicted: dict[str, str] = Field(
+        min_length=1, description="marker of the rules: configured marker whose positive class means altered"
+    )
+    measured: dict[str, MeasuredConfig] = Field(default_factory=dict, description="marker of the rules: column")
+
+
 class ClassifyConfig(Section):
     """Predict molecular markers from images, out-of-fold masks, age and sex."""
 
@@ -60,4 +79,5 @@ class ClassifyConfig(Section):
     abstain_margin: float = Field(
         0.0, ge=0, lt=0.5, description="make no call for a patient whose probability is this near to the threshold"
     )
+    subtype: SubtypeConfig | None = Field(None, description="integrate the markers into a subtype")
     grad_cam_cases: int = Field(4, ge=0, description="patients whose Grad-CAM maps are drawn, for each marker")

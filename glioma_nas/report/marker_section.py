@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from glioma_nas.config import MarkerConfig, RunConfig
+from glioma_nas.marker_analysis import BASELINE_WORDS
 from glioma_nas.marker_evaluator import patient_level
 from glioma_nas.report.charts import probability_chart, roc_chart
 from glioma_nas.report.document import (
@@ -28,7 +29,9 @@ from glioma_nas.report.document import (
     show_number,
     text,
 )
+from glioma_nas.report.figures import Figure, png_uri
 from glioma_nas.report.records import MarkerRecords, RunRecords
+from glioma_nas.report.reliability_chart import reliability_chart
 from glioma_nas.roc_analysis import paired_delong
 from glioma_nas.seeding import numpy_generator
 
@@ -89,7 +92,7 @@ def _add_marker(section: Section, name: str, marker: MarkerConfig, found: Marker
                 ("Positive class", f"{marker.column}: {rule}"),
                 ("Classifier", marker.classifier),
                 ("Sequences", ", ".join(marker.sequences)),
-                ("Masks", "out-of-fold predictions of the student"),
+                ("Masks", str(found.summary.get("masks", "out-of-fold predictions of the student"))),
                 *_left_out(found.summary),
             )
         )
@@ -117,6 +120,79 @@ def _add_marker(section: Section, name: str, marker: MarkerConfig, found: Marker
         section.add_missing(f"ROC curve of {name}")
     if found.metrics or found.baseline_metrics:
         section.add(_table(name, found))
+    _add_details(section, name, found)
+
+
+def _add_details(section: Section, name: str, found: MarkerRecords) -> None:
+    summary = found.summary
+    versus = summary.get("auc_minus_baselines") or {}
+    rows: list[Row] = [
+        {
+            "baseline": BASELINE_WORDS.get(other, other),
+            "auc": summary["baselines"][other]["auc"]["value"],
+            "auc_low": summary["baselines"][other]["auc"]["low"],
+            "auc_high": summary["baselines"][other]["auc"]["high"],
+            "n": gap["n"],
+            **{key: gap[key] for key in ("difference", "low", "high", "p_holm")},
+            "verdict": "beaten" if gap["beats"] else "not beaten",
+        }
+        for other, gap in versus.items()
+    ]
+    if rows:
+        columns = [
+            text("baseline", "Baseline"),
+            number("auc", "AUC", 3),
+            interval("auc_low", "auc_high", 3),
+            number("difference", "Model minus baseline", 3),
+            interval("low", "high", 3),
+            number("p_holm", "p (Holm)", 3),
+            number("n", "n"),
+            text("verdict", "Verdict"),
+        ]
+        caption = f"{name}: the image model against each baseline, paired DeLong, p-values corrected by Holm."
+        section.add(Table(f"baselines_{name}", caption, columns, rows))
+    if summary.get("reliability"):
+        chart = reliability_chart(
+            name, [row for row in summary["reliability"] if row["classifier"] == summary["classifier"]]
+        )
+        words = "Observed share of positive patients by predicted probability, with Wilson intervals; dotted: perfect."
+        section.add(Figures(f"{name}: reliability after temperature scaling, out-of-fold.", [Picture(chart, words)]))
+    if summary.get("subgroups"):
+        columns = [
+            text("column", "Column"),
+            text("value", "Value"),
+            number("n", "n"),
+            number("n_positive", "Positive"),
+            number("auc", "AUC", 3),
+            interval("auc_low", "auc_high", 3),
+            number("sensitivity", "Sensitivity", 3),
+            interval("sensitivity_low", "sensitivity_high", 3),
+            number("specificity", "Specificity", 3),
+            interval("specificity_low", "specificity_high", 3),
+        ]
+        caption = (
+            f"{name}: subgroups, one prediction for each patient. Small groups say where to look, not what is so; "
+            "an AUC needs two patients of each class."
+        )
+        section.add(Table(f"subgroups_{name}", caption, columns, summary["subgroups"]))
+    maps = [row for row in summary.get("grad_cam") or [] if row["png"] in found.pictures]
+    if maps:
+        pictures = []
+        for row in maps:
+            png = found.pictures[row["png"]]
+            alt = f"Grad-CAM of {row['case_id']}, {row['why']}"
+            figure = Figure(f"grad_cam_{name}_{row['case_id']}", png_uri(png), png, alt, 640)
+            similarity = show_number(row["similarity_with_randomised_weights"], 2) or "not defined"
+            pictures.append(
+                Picture(figure, f"{row['case_id']}, {row['why']}. Similarity with randomised weights: {similarity}.")
+            )
+        section.add(
+            Figures(
+                f"{name}: where the network of the fold that held the patient out looked (Grad-CAM). A map that hardly "
+                "changes when weights are randomised (similarity near 1) explains nothing.",
+                pictures,
+            )
+        )
 
 
 def _left_out(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

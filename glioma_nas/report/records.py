@@ -7,7 +7,7 @@ text where a number belongs, is an error that names it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class MarkerRecords:
         baseline_predictions: The same from age and sex only.
         baseline_metrics: The same from age and sex only.
         summary: Who was left out and why, as the classify stage counted them; empty when not recorded.
+        pictures: File name of a Grad-CAM overlay → PNG.
     """
 
     predictions: pd.DataFrame | None
@@ -51,6 +52,7 @@ class MarkerRecords:
     baseline_predictions: pd.DataFrame | None
     baseline_metrics: Mapping[str, Mapping[str, Any]]
     summary: Mapping[str, Any]
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,9 @@ def _read_marker(folder: Path | None, name: str) -> MarkerRecords:
         baseline_predictions=_read_predictions(folder, f"{name}/baseline_age_sex_predictions.csv"),
         baseline_metrics=_read_metrics(folder, f"{name}/baseline_age_sex_metrics.json"),
         summary=_read_object(folder, f"{name}/summary.json"),
+        pictures={path.name: path.read_bytes() for path in sorted((folder / name / "grad_cam").glob("*.png"))}
+        if folder is not None
+        else {},
     )
 
 

@@ -2,8 +2,9 @@
 
 For each marker ``MARKER/`` holds ``predictions.csv`` (one row a case), ``metrics.json``, ``roc.csv``,
 ``reliability.csv``, ``subgroups.csv``, ``abstention.csv`` (patient level), predictions and metrics of the baselines as
-``baseline_NAME_*``, ``summary.json``, and in ``CLASSIFIER/`` and ``NAME/`` the classifiers of every fold. Everything
-that can be wrong with labels, folds, masks or options is found before the first training starts.
+``baseline_NAME_*``, ``grad_cam/``, ``summary.json``, and in ``CLASSIFIER/`` and ``NAME/`` the classifiers of every
+fold. With subtype rules ``subtype.csv`` and ``subtype.json`` lie beside the markers. Everything that can be wrong with
+labels, folds, masks or options is found before the first training starts.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from glioma_nas.marker_analysis import (
     analyse,
     before_temperature,
     describe_patients,
+    json_rows,
     reliability_table,
     roc_table,
     subgroup_table,
 )
 from glioma_nas.marker_evaluator import PREDICTION_COLUMNS, MarkerEvaluator, build_evaluator, save_evaluator
 from glioma_nas.marker_masks import MaskSource, mask_source
+from glioma_nas.marker_pictures import draw_grad_cam
 from glioma_nas.marker_study import ClassifierSettings
 from glioma_nas.markers import (
     MarkerCase,
@@ -42,6 +45,8 @@ from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCase, PreparedCohort
 from glioma_nas.roc_analysis import Estimate
 from glioma_nas.seeding import derive_seed
+from glioma_nas.slice_classifier import SliceClassifierEvaluator
+from glioma_nas.subtype_table import subtype_rows
 
 BASELINE = "age_sex"
 
@@ -89,7 +94,28 @@ def run(context: StageContext) -> dict[str, Any]:
         plans.append((plan_marker(context.config, cohort, masks, name, marker), evaluators))
     if not plans:
         context.progress.note("classify: no markers configured")
-    return {"markers": {plan.name: _classify(context, cohort, plan, own) for plan, own in plans}}
+    results: dict[str, Any] = {"markers": {plan.name: _classify(context, cohort, plan, own) for plan, own in plans}}
+    if context.config.classify.subtype is not None:
+        results["subtype"] = _integrate(context, cohort)
+    return results
+
+
+def _integrate(context: StageContext, cohort: PreparedCohort) -> dict[str, Any]:
+    assert context.config.classify.subtype is not None
+    predictions = {
+        name: pd.read_csv(context.folder / name / "predictions.csv", dtype={"case_id": str, "patient_id": str})
+        for name in context.config.classify.markers
+    }
+    labels = {case.case_id: case.labels for case in cohort.cases.values()}
+    table, summary = subtype_rows(context.config.classify.subtype, predictions, labels)
+    write_text(context.folder / "subtype.csv", table.to_csv(index=False))
+    write_json(context.folder / "subtype.json", summary)
+    context.progress.note(
+        f"subtype: {summary['n_called']} of {summary['n_patients']} patients called, "
+        f"{summary['n_agree_with_known_markers']} of {summary['n_comparable']} as their known markers say. "
+        f"{summary['disclaimer']}"
+    )
+    return summary
 
 
 def build_evaluators(config: RunConfig, marker: MarkerConfig) -> dict[str, MarkerEvaluator]:
@@ -197,7 +223,23 @@ def _classify(
         "options": evaluators[plan.config.classifier].options(),
         "subgroup_columns_not_in_sheet": absent,
         "before_temperature_scaling": before_temperature(frames[plan.config.classifier]),
+        "subgroups": json_rows(subgroups),
+        "reliability": json_rows(reliability_table(analysis)),
+        "grad_cam": [],
     }
+    own = evaluators[plan.config.classifier]
+    if isinstance(own, SliceClassifierEvaluator) and config.classify.grad_cam_cases:
+        summary["grad_cam"] = draw_grad_cam(
+            own,
+            folder / plan.config.classifier,
+            frames[plan.config.classifier],
+            cases,
+            cohort.cases,
+            out=folder / "grad_cam",
+            count=config.classify.grad_cam_cases,
+            seed=derive_seed(config.seed, "classify", plan.name, "grad_cam"),
+            progress=context.progress,
+        )
     _write_tables(folder, config, plan, frames, analysis, subgroups)
     for name in evaluators:
         for prefix in _prefixes(plan, name):

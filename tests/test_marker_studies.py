@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from glioma_nas.config import parse_config
+from glioma_nas.errors import ConfigError, LeakageError, StorageError
+from glioma_nas.files import read_json, write_json
+from glioma_nas.marker_evaluator import build_evaluator
+from glioma_nas.marker_studies.page import weights_figure, write_page
+from glioma_nas.marker_studies.runner import run_study
+from glioma_nas.marker_studies.tables import TABLES, StudyRow, StudyTable
+from glioma_nas.marker_study import ClassifierSettings
+from glioma_nas.plugins.central_net import CentralNet
+from glioma_nas.progress import Silent
+from glioma_nas.testing.classifier_suite import ClassifierSuite
+from glioma_nas.testing.prepared_phantoms import prepare_phantom_cohort
+
+SETTINGS = ClassifierSettings(sequences=("t1ce", "flair"), epochs=1, batch_size=8, image_size_px=32)
+FAST = StudyTable(
+    "table-x",
+    "A fast table",
+    "idh",
+    (
+        StudyRow("Hand-made", "radiomics", {}, {"accuracy": 0.9, "sensitivity": 0.8, "specificity": 0.7, "auc": 0.85}),
+        StudyRow("Size", "tumour_volume", {}),
+    ),
+)
+# These classifiers have no preset.
+object.__setattr__(FAST.rows[0], "full_options", lambda preset: {})
+object.__setattr__(FAST.rows[1], "full_options", lambda preset: {})
+
+
+class TestCentralNetClassifier(ClassifierSuite):
+    classifier = "central_net"
+
+
+def test_central_net_adds_weighted_maps_before_each_stage():
+    network = CentralNet("small").eval()
+    image, mask, metadata = torch.randn(2, 2, 64, 64), torch.ones(2, 1, 64, 64), torch.zeros(2, 2)
+    entered = []
+    network.stages["central"].layer1.register_forward_pre_hook(lambda module, given: entered.append(given[0]))
+    with torch.no_grad():
+        network.fusion[0] = torch.tensor([0.2, 0.5, 0.3])
+        network(image, mask, metadata)
+        t1c, t2f = torch.cat([image[:, :1], mask], 1), torch.cat([image[:, 1:], mask], 1)
+        expected = (
+            0.2 * network.stems["t1c"](t1c)
+            + 0.5 * network.stems["central"](torch.cat([t1c, t2f], 1))
+            + 0.3 * network.stems["t2f"](t2f)
+        )
+    assert torch.allclose(entered[0], expected, atol=1e-6)
+
+
+def test_central_net_starts_uniform_and_learns_its_weights():
+    network = CentralNet("small")
+    assert torch.allclose(network.fusion, torch.full((4, 3), 1 / 3))
+    outputs = network(torch.randn(4, 2, 64, 64), torch.ones(4, 1, 64, 64), torch.zeros(4, 2))
+    assert set(outputs) == {"t1c", "t2f", "final"}
+    network.loss(outputs, torch.tensor([0.0, 1.0, 0.0, 1.0])).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert (network.fusion.grad != 0).any()
+
+
+def test_central_net_branches_see_their_own_sequence_only():
+    network = CentralNet("small").eval()
+    image, mask, metadata = torch.randn(2, 2, 64, 64), torch.ones(2, 1, 64, 64), torch.zeros(2, 2)
+    other = image.clone()
+    other[:, 1] += 2
+    with torch.no_grad():
+        before, after = network(image, mask, metadata), network(other, mask, metadata)
+    assert torch.equal(before["t1c"], after["t1c"])
+    assert not torch.equal(before["t2f"], after["t2f"])
+    assert not torch.equal(before["final"], after["final"])
+
+
+def test_central_net_refuses_other_than_two_sequences():
+    with pytest.raises(ConfigError, match="'central_net' takes two sequences"):
+        build_evaluator("central_net", ClassifierSettings(sequences=("t1",)), {})
+
+
+def test_tables_hold_the_rows_of_the_method():
+    assert [len(TABLES[name].rows) for name in ("table-3-2", "table-3-3", "table-5-2", "table-5-3")] == [6, 4, 4, 8]
+    best = TABLES["table-3-2"].rows[-1]
+    assert (best.published["auc"], best.full_options("full")["backbone"]) == (0.842, "resnest50")
+    switches = [
+        tuple(int(row.options[key]) for key in ("multi_scale", "merge_in", "metadata"))
+        for row in TABLES["table-5-3"].rows
+    ]
+    assert len(set(switches)) == 8
+    assert (TABLES["table-5-3"].rows[0].published["auc"], TABLES["table-5-3"].rows[-1].published["auc"]) == (
+        0.766,
+        0.788,
+    )
+
+
+def test_impossible_rows_of_the_source_are_marked():
+    assert all(row.is_impossible for row in TABLES["table-3-2"].rows)
+    assert [row.is_impossible for row in TABLES["table-3-3"].rows] == [True, True, False, False]
+    assert not any(row.is_impossible for row in TABLES["table-5-2"].rows)
+
+
+@pytest.mark.parametrize("preset", ["small", "full"])
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_every_row_can_be_built_at_every_preset(table, preset):
+    for row in TABLES[table].rows:
+        build_evaluator(row.classifier, SETTINGS, row.full_options(preset))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    prepare_phantom_cohort(root, n_patients=16, image_size_px=32)
+    return root
+
+
+def config_of(root, **changes):
+    classify = {
+        "masks": "expert",
+        "baselines": ["age_sex"],
+        "bootstrap_samples": 100,
+        "permutation_samples": 100,
+        "markers": {"idh": {"column": "idh", "positive": "mutant", "classifier": "radiomics"}},
+        **changes,
+    }
+    return parse_config(
+        {"cohort": {"sheet": str(root / "cohort" / "cohort.csv")}, "folds": {"n_folds": 2}, "classify": classify},
+        source="test",
+        folder=root,
+    )
+
+
+def test_study_writes_table_comparisons_page_and_figures(prepared):
+    result = run_study(config_of(prepared), FAST, run_folder=prepared / "run", progress=Silent())
+    write_page(result, {"t1c": [0.3] * 4, "central": [0.4] * 4, "t2f": [0.3] * 4})
+    table = pd.read_csv(result.folder / "table.csv").set_index("model")
+    assert list(table.index) == ["Hand-made", "Size", "age_sex"]
+    assert table.loc["Hand-made", "auc_in_source"] == 0.85
+    assert table.loc["Hand-made", "source_row_impossible"] in (True, "True")
+    assert np.isnan(table.loc["age_sex", "auc_in_source"])
+    for row in table.itertuples():
+        assert min(row.sensitivity, row.specificity) - 1e-9 <= row.accuracy
+        assert row.accuracy <= max(row.sensitivity, row.specificity) + 1e-9
+        assert row.auc_low <= row.auc <= row.auc_high and row.n == 16
+    comparisons = pd.read_csv(result.folder / "comparisons.csv")
+    assert list(comparisons["model"]) == ["Hand-made", "Size"] and set(comparisons["baseline"]) == {"age_sex"}
+    page = (result.folder / "report.html").read_text()
+    assert "age and sex alone" in page and "0.850" in page and "which cannot be" in page
+    for name in ("roc", "reliability", "central_net_weights"):
+        assert (result.folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_study_is_read_back_and_refuses_other_settings(prepared):
+    first = run_study(config_of(prepared), FAST, run_folder=prepared / "run", progress=Silent())
+    kept = next(first.folder.rglob("fold0/predictions.csv"))
+    written = kept.stat().st_mtime_ns
+    again = run_study(config_of(prepared), FAST, run_folder=prepared / "run", progress=Silent())
+    assert kept.stat().st_mtime_ns == written and again.rows() == first.rows()
+    with pytest.raises(StorageError, match="holds this study with other settings"):
+        run_study(config_of(prepared, epochs=3), FAST, run_folder=prepared / "run", progress=Silent())
+
+
+def test_study_refuses_a_marker_the_configuration_lacks(prepared):
+    with pytest.raises(ConfigError, match=r"classify.markers has no 'ki67'.*Add it, or name another with --marker"):
+        run_study(config_of(prepared), FAST, run_folder=prepared / "run", progress=Silent(), marker="ki67")
+
+
+def test_study_refuses_a_leaky_split(prepared, tmp_path):
+    """One scan of a held-out patient is slipped into the training side, as a slice-level split would do."""
+    import shutil
+
+    from glioma_nas.folds import FoldPlan, Folds, load_folds
+
+    shutil.copytree(prepared / "run" / "preprocess", tmp_path / "run" / "preprocess")
+    path = tmp_path / "run" / "preprocess" / "folds.json"
+    folds = load_folds(path)
+    leaky = ((*folds.train(0), folds.test(0)[0]), folds.test(0))
+    FoldPlan(folds.seed, (Folds(folds.seed, (leaky, *folds.pairs[1:])),), 0).write(path)
+    with pytest.raises(LeakageError, match="of the same patient"):
+        run_study(config_of(prepared), FAST, run_folder=tmp_path / "run", progress=Silent())
+
+
+def test_study_refuses_a_network_masks_provenance_that_leaks(prepared):
+    case = read_json(prepared / "run" / "preprocess" / "index.json")["cases"]
+    write_json(
+        prepared / "cohort" / "provenance.json",
+        {case_id: {"network": "unet", "train_patients": [case_id]} for case_id in case},
+    )
+    config = config_of(prepared, masks="given", mask_provenance="provenance.json")
+    with pytest.raises(LeakageError, match="was trained on this patient"):
+        run_study(config, FAST, run_folder=prepared / "run", progress=Silent())
+
+
+def test_weights_figure_draws_every_branch():
+    figure = weights_figure({"t1c": [0.2] * 4, "central": [0.6] * 4, "t2f": [0.2] * 4})
+    assert figure.name == "central_net_weights" and figure.png.startswith(b"\x89PNG")
