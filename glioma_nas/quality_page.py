@@ -38,9 +38,8 @@ def write_quality_report(folder: Path, cohort: PreparedCohort) -> list[str]:
     if cohort.excluded:
         items = "".join(f"<li>{escape(item.case_id)}: {escape(item.reason)}</li>" for item in cohort.excluded)
         parts.append(f"<h2>Left out</h2><ul>{items}</ul>")
-    parts.append(
-        f"<h2>Figures</h2><div class='wide'>{frame.drop(columns='flags').to_html(index=False, border=0)}</div>"
-    )
+    shown = frame.drop(columns="flags").to_html(index=False, border=0, na_rep="")
+    parts.append(f"<h2>Figures</h2><div class='wide'>{shown}</div>")
     for item in rows:
         case_id = str(item["case_id"])
         source = f"{CASES_FOLDER}/{quote(case_id)}/{SHEET_FILE}"

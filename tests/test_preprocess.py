@@ -18,9 +18,11 @@ import pytest
 from glioma_nas import registry
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import CohortError, GliomaNasError, LabelError, LeakageError, UnknownNameError
+from glioma_nas.grids import rotation_about
 from glioma_nas.pipeline import Pipeline, results_of
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Silent
+from glioma_nas.testing.head_phantoms import HEAD_CENTRE_MM, write_raw_patient
 from glioma_nas.testing.phantoms import write_nifti, write_phantom_cohort
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -99,6 +101,39 @@ def test_stage_gives_the_same_files_with_any_number_of_workers(tmp_path: Path) -
     for workers in (1, 3):
         preprocess(sheet, tmp_path / str(workers), preprocess={"workers": workers})
     assert contents(tmp_path / "1" / "preprocess") == contents(tmp_path / "3" / "preprocess")
+
+
+@pytest.mark.slow
+def test_raw_scans_give_the_same_files_with_any_number_of_workers(tmp_path: Path) -> None:
+    rows = []
+    for number in range(2):
+        motion = rotation_about(HEAD_CENTRE_MM, (0.0, 3.0, -2.0), (3.0, 0.0, 2.0 * number))
+        paths = write_raw_patient(
+            tmp_path / f"P{number}", spacing_mm=(3.0, 3.0, 6.0), motions={"flair": motion}, seed=number
+        )
+        columns = ("t1ce", "flair", "mask")
+        cells = {name: str(paths[name].relative_to(tmp_path)) for name in columns}
+        rows.append({"case_id": f"P{number}", "patient_id": f"P{number}", **cells})
+    with (tmp_path / "cohort.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    steps = ["orient", "register", "strip_template", "zscore", "crop_pad", "resize"]
+    for workers in (1, 2):
+        results = preprocess(
+            tmp_path / "cohort.csv",
+            tmp_path / str(workers),
+            preprocess={
+                "steps": steps,
+                "mask_sequence": "flair",
+                "crop_size_px": 80,
+                "image_size_px": 80,
+                "workers": workers,
+            },
+            folds={"n_folds": 2, "stratify_by": []},
+        )
+        assert results["failed"] == []
+    assert contents(tmp_path / "1" / "preprocess") == contents(tmp_path / "2" / "preprocess")
 
 
 def test_worker_module_does_not_import_torch() -> None:
