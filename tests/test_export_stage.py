@@ -19,7 +19,7 @@ from torch import nn
 
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import BackendError, StorageError
-from glioma_nas.export_formats import check_formats
+from glioma_nas.export_formats import ExportedFile, check_formats
 from glioma_nas.latency_backend import open_onnx_backend
 from glioma_nas.latency_records import LatencyTable
 from glioma_nas.network_size import network_size
@@ -226,13 +226,13 @@ def test_bundle_passes_monai_verification_and_loads(run: Path, tmp_path: Path) -
         jsonschema.validate(meta, json.loads((bundle / "configs" / "schema.json").read_text()))
 
 
-@pytest.mark.slow
-def test_eight_bits_beyond_tolerance_are_refused_and_leave_nothing(run: Path, tmp_path: Path) -> None:
-    config = _config(run.parent, formats=["onnx_int8"], bundle=False, min_int8_mask_dice=1.0)
-    context = StageContext(config, tmp_path, {name: run / name for name in ("preprocess", "search", "train")}, Silent())
-    with pytest.raises(BackendError, match=r"student_int8\.onnx does not compute what PyTorch computes .* is refused"):
-        export.run(context)
-    assert not (tmp_path / "engines" / "student_int8.onnx").exists()
+def test_refused_file_takes_what_belongs_to_it_along(tmp_path: Path) -> None:
+    for name in ("student.xml", "student.bin", "student.plan", "student.plan.json", "teacher.xml"):
+        (tmp_path / name).write_bytes(b"x")
+    ExportedFile(tmp_path / "student.xml", None).remove()
+    assert {path.name for path in tmp_path.iterdir()} == {"student.plan", "student.plan.json", "teacher.xml"}
+    ExportedFile(tmp_path / "student.plan", None).remove()
+    assert {path.name for path in tmp_path.iterdir()} == {"teacher.xml"}
 
 
 @pytest.mark.parametrize(
