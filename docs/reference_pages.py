@@ -78,7 +78,8 @@ def configuration_page() -> str:
 def _keys(model: Any) -> list[str]:
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        if _model(field.annotation) is not None and "dict" not in str(field.annotation):
+        # A section that is always there has a heading of its own; one that may be left out is a key as well.
+        if isinstance(field.annotation, type) and _model(field.annotation) is not None:
             continue
         default = "required" if field.is_required() else _cell(field.get_default(call_default_factory=True))
         kind = _escape(_type_name(field.annotation))
