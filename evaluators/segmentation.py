@@ -16,6 +16,7 @@ from nni.nas.evaluator.pytorch import DataLoader, Lightning
 from torch import nn
 
 from glioma_nas.config import AugmentationConfig
+from glioma_nas.distributed_training import rank, share_of_batch, world_size
 from glioma_nas.errors import CohortError, ConfigError, did_you_mean
 from glioma_nas.evaluators.segmentation_module import CHECKPOINTS, SegmentationModule
 from glioma_nas.files import read_json, write_json
@@ -191,8 +192,10 @@ class SegmentationEvaluator(Lightning):
                 length=length,
                 tumour_fraction=tumour_slice_fraction,
                 seed=derive_seed(self.seed, name, "order"),
+                share=(rank(), world_size()),
             )
-            return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=len(sampler) > batch_size)
+            size = share_of_batch(batch_size)
+            return DataLoader(dataset, batch_size=size, sampler=sampler, drop_last=len(sampler) > size)
 
         # Scores are taken on every slice once, as it is, so that they do not depend on any draw.
         self.scoring_loader = None

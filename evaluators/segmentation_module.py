@@ -11,6 +11,7 @@ from nni.nas.evaluator.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from glioma_nas.distributed_training import world_size
 from glioma_nas.errors import ConfigError
 from glioma_nas.losses import distillation_loss, main_logits, segmentation_loss
 from glioma_nas.training import FiniteGuard
@@ -94,7 +95,8 @@ class SegmentationModule(LightningModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
         """Return the loss of one batch, or None (Lightning skips the step) when it is not finite."""
         loss = self.step_loss(batch)
-        if not self._guard.accepts(loss):
+        # Where several processes train together, all must take the step or none: their common gradient decides.
+        if world_size() == 1 and not self._guard.accepts(loss):
             return None
         self.latest_loss = float(loss.detach())
         self._epoch_losses.append(self.latest_loss)

@@ -136,12 +136,23 @@ class EpochSampler(Sampler[Draw]):
         length: Draws of an epoch; None means every slice that may be trained on once, in random order.
         tumour_fraction: Share of draws that show tumour, when ``length`` is given; if no slice is free of it, all do.
         seed: Seed of the draws.
+        share: (k, n): of every n draws the k-th, for one of n processes that train together; together they draw what
+            one alone would, less what would leave them unequal numbers.
 
     Raises:
         CohortError: Slices with tumour are wanted and there are none.
     """
 
-    def __init__(self, dataset: SliceDataset, *, length: int | None, tumour_fraction: float, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: SliceDataset,
+        *,
+        length: int | None,
+        tumour_fraction: float,
+        seed: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._share = share
         self._tumour = dataset.tumour_indices
         self._background = dataset.background_indices
         self._all = dataset.training_indices
@@ -161,7 +172,7 @@ class EpochSampler(Sampler[Draw]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._n_slices if self._length is None else self._length
+        return (self._n_slices if self._length is None else self._length) // self._share[1]
 
     def __iter__(self) -> Iterator[Draw]:
         epoch = self._epoch
@@ -175,8 +186,9 @@ class EpochSampler(Sampler[Draw]):
                 _cycle(self._background, self._length - n_tumour, generator),
             ]
             indices = generator.permutation(np.concatenate(chosen))
-        for position, index in enumerate(indices):
-            yield Draw(int(index), epoch, position)
+        first, step = self._share
+        for position in range(first, len(self) * step, step):
+            yield Draw(int(indices[position]), epoch, position)
 
 
 def _cycle(indices: Sequence[int], n: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -20,8 +20,10 @@ import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Trainer
 from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from glioma_nas.distributed_training import rank, world_size
 from glioma_nas.epoch_metrics import publish
 from glioma_nas.errors import ConfigError, DivergedError, StorageError
 from glioma_nas.files import atomic_path, write_text
@@ -59,8 +61,16 @@ class EpochCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See Lightning."""
-        with atomic_path(self._path) as temporary:
-            trainer.save_checkpoint(temporary)
+        if trainer.world_size == 1:
+            with atomic_path(self._path) as temporary:
+                trainer.save_checkpoint(temporary)
+        else:
+            # Every process must take part in saving, and only the first one writes.
+            partial = self._path.with_suffix(".partial")
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                partial.replace(self._path)
+            trainer.strategy.barrier()
         self.last_model_path = str(self._path)
 
 
@@ -80,6 +90,8 @@ class History(Callback):
         """See Lightning; runs before `EpochCheckpoint`, so that the checkpoint holds this epoch's row."""
         figures = pl_module.epoch_figures()
         self.rows.append({"epoch": trainer.current_epoch, **figures})
+        if not trainer.is_global_zero:
+            return
         write_text(self._path, pd.DataFrame(self.rows).to_csv(index=False))
         publish(self._stage, trainer.current_epoch, figures)
 
@@ -225,10 +237,16 @@ def make_trainer(
     if precision == "16-mixed" and accelerator == "cpu":
         raise ConfigError("precision '16-mixed' needs a GPU; set precision: bf16-mixed or 32-true")
     history = History(folder, stage)
+    together: dict[str, Any] = {}
+    if world_size() > 1:
+        # The sampler shares out the draws itself, so that they are those of one process.
+        together = {"strategy": DDPStrategy(), "use_distributed_sampler": False, "sync_batchnorm": accelerator == "gpu"}
+        devices = world_size() if accelerator == "cpu" else list(range(world_size()))
     return Trainer(
         max_epochs=epochs,
         accelerator=accelerator,
         devices=devices,
+        **together,
         logger=False,
         enable_checkpointing=True,  # by EpochCheckpoint; without it Lightning refuses a Checkpoint callback
         enable_progress_bar=False,
@@ -242,7 +260,7 @@ def make_trainer(
             EpochSeed(seed),
             history,
             ArchitectureHistory(folder),
-            *([TensorBoardRecord(folder, lambda: history.rows[-1])] if tensorboard else []),
+            *([TensorBoardRecord(folder, lambda: history.rows[-1])] if tensorboard and rank() == 0 else []),
             EpochCheckpoint(folder),
             EpochProgress(progress, label, history),
         ],

@@ -60,5 +60,6 @@ class TrainConfig(Section):
         "last", description="weights kept: the last epoch's, or the best by Dice on the validation patients"
     )
     tensorboard: bool = False
+    devices: int = Field(1, ge=1, description="devices that train one network together: GPUs, or processes on the CPU")
     baselines: tuple[str, ...] = Field((), description="registered networks trained with the student's budget")
     baseline_options: dict[str, dict[str, Any]] = Field(default_factory=dict)

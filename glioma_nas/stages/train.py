@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from glioma_nas.distributed_training import launch, rank
+from glioma_nas.errors import ConfigError
 from glioma_nas.files import atomic_path, read_json, write_json
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.registry import evaluators
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
+from glioma_nas.stages.train_process import write_job
 from glioma_nas.trained_networks import WEIGHTS_FILE, build_network, load_network, network_names
-from glioma_nas.training import LAST_CHECKPOINT
+from glioma_nas.training import HISTORY_FILE, LAST_CHECKPOINT
 
 AUXILIARY_WEIGHT = 0.4
 
@@ -31,7 +35,10 @@ def run(context: StageContext) -> dict[str, Any]:
             folder = context.folder / f"fold{fold}" / name
             # The weights are written last: a folder that holds them is complete.
             if not (folder / WEIGHTS_FILE).is_file():
-                _train(context, fold, name, folder)
+                if context.config.train.devices == 1:
+                    train_network(context, fold, name, folder)
+                else:
+                    train_together(context, fold, name, folder)
             task.advance(1)
     kept = {
         f"fold {fold}, {name}": read_json(context.folder / f"fold{fold}" / name / TRAINED_ON_FILE)["kept"]
@@ -40,7 +47,50 @@ def run(context: StageContext) -> dict[str, Any]:
     return {"networks": list(names), "n_folds": cohort.folds.n, "epochs": context.config.train.epochs, "kept": kept}
 
 
-def _train(context: StageContext, fold: int, name: str, folder: Path) -> None:
+def train_together(context: StageContext, fold: int, name: str, folder: Path) -> None:
+    """Train one network in ``train.devices`` processes of their own; else as `train_network`.
+
+    Raises:
+        ConfigError: The batch cannot be shared evenly, or the machine has fewer GPUs.
+        ResourceError: One of the processes failed.
+    """
+    config, n_devices = context.config, context.config.train.devices
+    if config.train.batch_size % n_devices:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} cannot be shared by {n_devices} devices; choose a multiple"
+        )
+    if config.device != "cpu" and (config.device != "cuda" or torch.cuda.device_count() < n_devices):
+        raise ConfigError(
+            f"train.devices {n_devices} needs device: cpu, or device: cuda on a machine with as many GPUs; this is "
+            f"'{config.device}' with {torch.cuda.device_count()}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    job = write_job(context, fold, name, folder)
+    history = folder / HISTORY_FILE
+    with context.progress.task(f"train {name}, fold {fold + 1}, {n_devices} devices", config.train.epochs) as task:
+        done = 0
+
+        def look() -> None:
+            nonlocal done
+            rows = max(0, len(history.read_text().splitlines()) - 1) if history.is_file() else 0
+            if rows > done:
+                task.advance(rows - done)
+                done = rows
+
+        launch(["-m", "glioma_nas.stages.train_process", str(job)], n_processes=n_devices, folder=folder, waiting=look)
+        look()
+    job.unlink()
+
+
+def train_network(context: StageContext, fold: int, name: str, folder: Path) -> None:
+    """Train one network for one fold and write its files; called in every process that trains it.
+
+    Args:
+        context: The stage's context.
+        fold: Number of the fold.
+        name: One of `network_names`.
+        folder: Where its files go.
+    """
     config, train = context.config, context.config.train
     seed = derive_seed(config.seed, "train", fold, name)
     search = context.inputs["search"]
@@ -83,6 +133,8 @@ def _train(context: StageContext, fold: int, name: str, folder: Path) -> None:
         tensorboard=train.tensorboard,
     )
     evaluator.evaluate(network)
+    if rank() > 0:
+        return
     write_json(
         folder / TRAINED_ON_FILE,
         {
