@@ -1,8 +1,9 @@
 """The files that a trained network is delivered as, each proved to compute what PyTorch computes or refused.
 
 ``onnx`` for ONNX Runtime, ``openvino`` (IR), ``tensorrt`` and ``tensorrt_rtx`` (engines), ``torch_export`` (PyTorch's
-own exchange format, without TorchScript), ``safetensors`` (weights alone), ``onnx_int8`` (8-bit integers, calibrated on
-training slices, of batch size 1). The others leave the batch size open. What cannot be run on the machine that exports,
+own exchange format, without TorchScript), ``safetensors`` (weights alone). ``onnx_int8``, ``openvino_int8`` and so on
+compute in 8-bit integers calibrated on training slices, ``tensorrt_float16`` in 16-bit floats. All but ``onnx_int8``
+leave the batch size open. What cannot be run on the machine that exports,
 such as a GPU's engine without a GPU, is marked as not compared, with the reason.
 """
 
@@ -24,7 +25,20 @@ from glioma_nas.model_precision import to_int8
 from glioma_nas.onnx_export import export_onnx
 from glioma_nas.registry import latency_backends
 
-FORMATS = ("onnx", "onnx_int8", "openvino", "tensorrt", "tensorrt_rtx", "torch_export", "safetensors")
+_ENGINES = {
+    "openvino": ("float32", "int8"),
+    "tensorrt": ("float32", "float16", "int8"),
+    "tensorrt_rtx": ("float32", "float16", "int8"),
+}
+
+# Format → backend and precision of an engine's own file.
+_NATIVE = {
+    name if precision == "float32" else f"{name}_{precision}": (name, precision)
+    for name, precisions in _ENGINES.items()
+    for precision in precisions
+}
+
+FORMATS = ("onnx", "onnx_int8", *_NATIVE, "torch_export", "safetensors")
 
 MAX_BATCH = 32
 
@@ -58,7 +72,7 @@ class ExportRequest:
         input_shape: (1, C, H, W).
         opset: ONNX operator set.
         threads: Threads of the engines it is compared with.
-        calibration: Training slices (N, C, H, W) for ``onnx_int8``.
+        calibration: Training slices (N, C, H, W) that decide the scales of 8-bit integers.
         gpus: GPU generations that a ``tensorrt_rtx`` engine is built for.
     """
 
@@ -79,8 +93,8 @@ def check_formats(formats: Sequence[str]) -> None:
     for kind in formats:
         if kind not in FORMATS:
             raise BackendError(f"export.formats: unknown format '{kind}': {did_you_mean(kind, FORMATS)}")
-        if kind in latency_backends.names():
-            reason = latency_backends.get(kind).buildable()
+        if kind in _NATIVE:
+            reason = latency_backends.get(_NATIVE[kind][0]).buildable()
             if reason is not None:
                 raise BackendError(f"export.formats: '{kind}' cannot be written here: {reason}")
 
@@ -99,14 +113,18 @@ def export_file(request: ExportRequest, kind: str, stem: Path) -> ExportedFile:
     writers: dict[str, Callable[[ExportRequest, Path], ExportedFile]] = {
         "onnx": _write_onnx,
         "onnx_int8": _write_int8,
-        "openvino": lambda request, stem: _write_native(request, stem, "openvino"),
-        "tensorrt": lambda request, stem: _write_native(request, stem, "tensorrt"),
-        "tensorrt_rtx": lambda request, stem: _write_native(request, stem, "tensorrt_rtx"),
         "torch_export": _write_torch_export,
         "safetensors": _write_safetensors,
     }
     check_formats([kind])
+    if kind in _NATIVE:
+        return _write_native(request, stem, *_NATIVE[kind])
     return writers[kind](request, stem)
+
+
+def is_reduced(kind: str) -> bool:
+    """Tell whether a format computes in fewer than 32 bits."""
+    return kind.endswith(("_int8", "_float16"))
 
 
 def _onnx_of(request: ExportRequest) -> bytes:
@@ -131,11 +149,14 @@ def _write_int8(request: ExportRequest, stem: Path) -> ExportedFile:
     )
 
 
-def _write_native(request: ExportRequest, stem: Path, name: str) -> ExportedFile:
+def _write_native(request: ExportRequest, stem: Path, name: str, precision: str) -> ExportedFile:
     backend = latency_backends.get(name)()
     assert isinstance(backend, OnnxBackend)
-    path = stem.with_name(stem.name + backend.file_suffix)
-    backend.write_file(_onnx_of(request), path, request.input_shape, max_batch=MAX_BATCH, gpus=request.gpus)
+    backend.precision = precision
+    ending = "" if precision == "float32" else f"_{precision}"
+    path = stem.with_name(stem.name + ending + backend.file_suffix)
+    model = backend.convert(_onnx_of(request), request.calibration)
+    backend.write_file(model, path, request.input_shape, max_batch=MAX_BATCH, gpus=request.gpus)
     reason = backend.available()
     if reason is not None:
         return ExportedFile(path, None, reason)

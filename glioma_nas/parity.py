@@ -32,19 +32,19 @@ class Parity:
     tumour_px: int
     n_slices: int
 
-    def require(self, limits: ExportConfig, *, engine: str, int8: bool = False) -> None:
+    def require(self, limits: ExportConfig, *, engine: str, reduced: bool = False) -> None:
         """Refuse an engine that is beyond tolerance.
 
         Args:
             limits: The tolerances.
             engine: What to call it in the message.
-            int8: Whether it computes in 8-bit integers: its logits differ anyhow, and its masks may a little.
+            reduced: Whether it computes in fewer bits than 32: its logits differ anyhow, and its masks may a little.
 
         Raises:
             BackendError: It is; both figures and both limits are named.
         """
-        largest = math.inf if int8 else limits.max_abs_logit_difference
-        least = limits.min_int8_mask_dice if int8 else limits.min_mask_dice
+        largest = math.inf if reduced else limits.max_abs_logit_difference
+        least = limits.min_reduced_mask_dice if reduced else limits.min_mask_dice
         # Written so that a NaN is refused as well.
         if not (self.max_abs_logit_difference <= largest and self.mask_dice >= least):
             raise BackendError(

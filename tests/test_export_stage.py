@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from glioma_nas.config import RunConfig, parse_config
+from glioma_nas.engine_files import load_engine
 from glioma_nas.errors import BackendError, StorageError
 from glioma_nas.export_formats import ExportedFile, check_formats
 from glioma_nas.latency_backend import open_onnx_backend
@@ -164,15 +165,15 @@ def test_size_counts_parameters_and_multiplications() -> None:
 @pytest.mark.slow
 def test_student_is_delivered_in_every_format_that_can_be_written_here(run: Path, tmp_path: Path) -> None:
     """The delivery of a student; engines for a GPU are built, and said not to be compared where there is none."""
-    formats = ["safetensors", "torch_export", "onnx_int8", "openvino", "tensorrt_rtx"]
-    config = _config(run.parent, formats=formats, min_int8_mask_dice=0.5)
+    formats = ["safetensors", "torch_export", "onnx_int8", "openvino", "tensorrt_rtx", "tensorrt_rtx_int8"]
+    config = _config(run.parent, formats=formats, min_reduced_mask_dice=0.5)
     context = StageContext(config, tmp_path, {name: run / name for name in ("preprocess", "search", "train")}, Silent())
     results = export.run(context)
     folder = tmp_path / "engines"
     written = {path.name for path in folder.iterdir() if path.name.startswith("student.") or "int8" in path.name}
     assert written == {
         *("student.onnx", "student_int8.onnx", "student.xml", "student.bin", "student.pt2", "student.safetensors"),
-        *("student.plan", "student.plan.json"),
+        *("student.plan", "student.plan.json", "student_int8.plan", "student_int8.plan.json"),
     }
     parity = json.loads((tmp_path / "parity.json").read_text())
     for name in ("student.onnx", "student.xml", "student.pt2"):
@@ -181,6 +182,8 @@ def test_student_is_delivered_in_every_format_that_can_be_written_here(run: Path
     assert "weights alone" in parity["not_compared"]["student.safetensors"]
     if not torch.cuda.is_available():
         assert "no CUDA device" in results["not_compared"]["student.plan"]
+    precisions = [load_engine(folder / name)[1].precision for name in ("student.plan", "student_int8.plan")]
+    assert precisions == ["float32", "int8"]
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert "not a medical device" in card and "| student.xml |" in card and "not compared: weights alone" in card
     # A batch of three, from files alone: the sizes that were exported are not the only ones that work.
@@ -249,8 +252,8 @@ def test_format_that_cannot_be_written_is_refused_before_anything_runs(formats: 
         check_formats(formats)
 
 
-def test_eight_bits_are_judged_by_their_masks_alone() -> None:
-    limits = _config(Path(), min_int8_mask_dice=0.9).export
-    Parity(3.0, 0.95, 9, 2).require(limits, engine="student_int8.onnx", int8=True)
+def test_fewer_bits_are_judged_by_their_masks_alone() -> None:
+    limits = _config(Path(), min_reduced_mask_dice=0.9).export
+    Parity(3.0, 0.95, 9, 2).require(limits, engine="student_int8.onnx", reduced=True)
     with pytest.raises(BackendError, match=r"Dice of the masks 0\.80000 \(at least 0\.9\)"):
-        Parity(3.0, 0.8, 9, 2).require(limits, engine="student_int8.onnx", int8=True)
+        Parity(3.0, 0.8, 9, 2).require(limits, engine="student_int8.onnx", reduced=True)

@@ -28,7 +28,7 @@ class ExportConfig(Section):
     opset: int = Field(17, ge=13, le=20, description="ONNX operator set; what the exporter can write")
     formats: tuple[str, ...] = Field(
         ("safetensors", "torch_export"),
-        description="of the student, beside onnx: onnx_int8, openvino, tensorrt, tensorrt_rtx, torch_export, …",
+        description="of the student, beside onnx: onnx_int8, openvino, tensorrt_rtx_float16, … (docs/latency.md)",
     )
     bundle: bool = Field(True, description="write the student as a MONAI bundle")
     gpus: tuple[str, ...] = Field(
@@ -36,8 +36,8 @@ class ExportConfig(Section):
     )
     max_abs_logit_difference: float = Field(1e-3, gt=0)
     min_mask_dice: float = Field(0.999, gt=0, le=1)
-    min_int8_mask_dice: float = Field(
-        0.95, gt=0, le=1, description="of 8-bit integers, whose logits are not compared with a limit"
+    min_reduced_mask_dice: float = Field(
+        0.95, gt=0, le=1, description="of 8-bit integers and 16-bit floats, whose logits have no limit"
     )
     calibration_slices: int = Field(32, ge=1, description="training slices that decide the scales of 8-bit integers")
     parity_slices: int = Field(16, ge=1, description="real slices the engines are compared on")

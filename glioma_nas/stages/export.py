@@ -20,7 +20,7 @@ from torch import nn
 from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import BackendError
-from glioma_nas.export_formats import ExportRequest, export_file
+from glioma_nas.export_formats import ExportRequest, export_file, is_reduced
 from glioma_nas.files import sha256_file, write_bytes, write_json, write_text
 from glioma_nas.latency_backend import Array, open_backend, open_onnx_backend
 from glioma_nas.latency_records import Environment
@@ -79,7 +79,7 @@ def run(context: StageContext) -> dict[str, Any]:
     tolerance = {
         "max_abs_logit_difference": config.export.max_abs_logit_difference,
         "min_mask_dice": config.export.min_mask_dice,
-        "min_int8_mask_dice": config.export.min_int8_mask_dice,
+        "min_reduced_mask_dice": config.export.min_reduced_mask_dice,
     }
     write_json(
         context.folder / PARITY_FILE,
@@ -126,7 +126,7 @@ def _deliver_student(
             continue
         found = compare(network, exported.engine, images)
         try:
-            found.require(config.export, engine=name, int8=kind == "onnx_int8")
+            found.require(config.export, engine=name, reduced=is_reduced(kind))
         except BackendError:
             exported.remove()
             raise
