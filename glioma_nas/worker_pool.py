@@ -13,16 +13,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TypeVar
 
 from glioma_nas.errors import ResourceError
+from glioma_nas.registry import load_file
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def outcomes(
-    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, plugins: Sequence[Path] = ()
 ) -> Iterator[tuple[int, Result]]:
     """Yield (index of the item, result) as the results come.
 
@@ -30,6 +32,7 @@ def outcomes(
         function: Importable by name, so that a fresh interpreter finds it.
         items: Each is sent to a worker, so keep them small.
         workers: Processes; with one everything happens in this process.
+        plugins: Local plugin files whose components the function needs.
 
     Raises:
         ResourceError: A worker was killed.
@@ -40,7 +43,7 @@ def outcomes(
             yield index, function(item)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(tuple(plugins),))
     try:
         futures = {pool.submit(function, item): index for index, item in enumerate(items)}
         for future in as_completed(futures):
@@ -53,9 +56,11 @@ def outcomes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
+def _start_worker(plugins: tuple[Path, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    for path in plugins:
+        load_file(path)
 
 
 def _exit_with_parent() -> None:

@@ -64,7 +64,9 @@ def write_series(
         for name, value in fields.items():
             setattr(data, name, value)
         if data.Rows:
-            data.PixelData = generator.integers(0, 900, (size, size)).astype(np.uint16).tobytes()
+            pixels = generator.integers(0, 900, (size, size)).astype(np.uint16)
+            pixels[index, 2 * index + 1] = 900 + index  # a landmark that differs from slice to slice
+            data.PixelData = pixels.tobytes()
         data.save_as(folder / f"IM{number:02d}{index:03d}", enforce_file_format=True)
     return uid
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import openpyxl
@@ -14,8 +16,12 @@ from hypothesis import strategies as st
 from glioma_nas.cohort import cohort_fingerprint, examine_cohort, read_cohort
 from glioma_nas.cohort.cells import check_case_id, sanitised_case_id
 from glioma_nas.cohort.column_names import sequence_of_file
-from glioma_nas.config import CohortConfig
+from glioma_nas.config import CohortConfig, parse_config
 from glioma_nas.errors import CohortError
+from glioma_nas.pipeline import STAGES, Pipeline
+from glioma_nas.prepared import PreparedCohort
+from glioma_nas.progress import Silent
+from glioma_nas.testing.phantoms import write_phantom_cohort
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -317,3 +323,60 @@ def test_fingerprint_changes_with_table_and_scans(tmp_path: Path) -> None:
 )
 def test_sequence_is_recognised_by_file_name(name: str, sequence: str | None) -> None:
     assert sequence_of_file(name) == sequence
+
+
+def as_bids(sheet: Path, target: Path) -> Path:
+    lines = ["participant_id\tage\tsex\tidh"]
+    for case in read_cohort(config(sheet)).cases:
+        name = f"sub-{case.case_id}"
+        for sequence, entity in (("t1ce", "ce-gad_T1w"), ("flair", "FLAIR")):
+            copy(case.images[sequence], target / name / "anat" / f"{name}_{entity}.nii.gz")
+        copy(case.mask, target / "derivatives" / "seg" / name / "anat" / f"{name}_label-tumor_mask.nii.gz")
+        lines.append(f"{name}\t{case.age:g}\t{case.sex}\t{case.labels['idh']}")
+    (target / "participants.tsv").write_text("\n".join(lines) + "\n")
+    return target
+
+
+def as_brats(sheet: Path, target: Path) -> Path:
+    for case in read_cohort(config(sheet)).cases:
+        for sequence, path in (*case.images.items(), ("seg", case.mask)):
+            copy(path, target / case.case_id / f"{case.case_id}_{sequence}.nii.gz")
+    return target
+
+
+def as_nnunet(sheet: Path, target: Path) -> Path:
+    for case in read_cohort(config(sheet)).cases:
+        for channel, sequence in enumerate(("t1ce", "flair")):
+            copy(case.images[sequence], target / "imagesTr" / f"{case.case_id}_{channel:04d}.nii.gz")
+        copy(case.mask, target / "labelsTr" / f"{case.case_id}.nii.gz")
+    (target / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1c", "1": "FLAIR"}}))
+    return target
+
+
+def copy(source: Path | None, target: Path) -> None:
+    assert source is not None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [as_bids, as_brats, as_nnunet])
+def test_every_layout_runs_through_the_preprocess_stage(tmp_path: Path, layout: Callable[[Path, Path], Path]) -> None:
+    sheet = write_phantom_cohort(tmp_path / "phantoms", 4, 0)
+    run = parse_config(
+        {
+            "cohort": {"sheet": str(layout(sheet, tmp_path / "set"))},
+            "preprocess": {"crop_size_px": 48, "image_size_px": 32, "workers": 1},
+            "folds": {"n_folds": 2},
+        },
+        source="test",
+        folder=tmp_path,
+    )
+    pipeline = Pipeline(run, tmp_path / "run", Silent())
+    pipeline.run(["preprocess"])
+    assert pipeline.is_done(STAGES[0])
+    prepared = PreparedCohort.load(tmp_path / "run" / "preprocess")
+    assert [name.removeprefix("sub-") for name in prepared.cases] == ["P001", "P002", "P003", "P004"]
+    assert all(case.has_mask and case.tumour_slices for case in prepared.cases.values())
+    splits = json.loads((tmp_path / "run" / "preprocess" / "splits_final.json").read_text())
+    assert sorted(name for fold in splits for name in fold["val"]) == sorted(prepared.cases)

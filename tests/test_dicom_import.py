@@ -78,6 +78,23 @@ def test_import_gives_a_cohort_that_can_be_read(imported: tuple[Path, ImportResu
 
 
 @pytest.mark.slow
+def test_a_voxel_lies_where_dicom_puts_it(export: Path, imported: tuple[Path, ImportResult]) -> None:
+    import pydicom
+
+    slices = [pydicom.dcmread(path) for path in sorted((export / "A" / "flair").iterdir())]
+    brightest = max(slices, key=lambda data: data.pixel_array.max())
+    row, column = np.unravel_index(brightest.pixel_array.argmax(), brightest.pixel_array.shape)
+    along_row, along_column = np.array(brightest.ImageOrientationPatient).reshape(2, 3)
+    position = np.array(brightest.ImagePositionPatient) + 6.5 * (column * along_row + row * along_column)
+    image = nib.load(read_cohort(CohortConfig(sheet=imported[0])).cases[0].images["flair"])
+    data = np.asarray(image.dataobj)
+    assert (data == data.max()).sum() == 1
+    voxel = [int(index) for index in np.unravel_index(data.argmax(), data.shape)]
+    # DICOM counts millimetres to the left and to the back, NIfTI to the right and to the front.
+    np.testing.assert_allclose(image.affine @ [*voxel, 1], [*(position * [-1, -1, 1]), 1], atol=1e-3)
+
+
+@pytest.mark.slow
 def test_nothing_that_is_written_tells_who_it_is(imported: tuple[Path, ImportResult]) -> None:
     out, result = imported
     for path in out.rglob("*"):

@@ -8,9 +8,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glioma_nas.errors import ImageError
-from glioma_nas.images import check_same_grid, read_mask, read_volume, write_mask
+from glioma_nas.images import check_same_grid, read_mask, read_volume, voxel_hash, write_mask
 from glioma_nas.testing.phantoms import PHANTOM_AFFINE, write_nifti
 
 SHAPE = (9, 8, 4)
@@ -51,6 +53,23 @@ def test_voxel_hash_ignores_the_header_and_sees_one_voxel(tmp_path: Path) -> Non
     data[3, 3, 3] += 1
     other = read_volume(write_nifti(tmp_path / "c.nii", data))
     assert first.voxel_hash() == same.voxel_hash() != other.voxel_hash()
+
+
+@given(
+    order=st.permutations(range(3)),
+    flips=st.lists(st.booleans(), min_size=3, max_size=3),
+    shape=st.tuples(*[st.integers(2, 7)] * 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_voxel_hash_is_the_same_however_axes_are_stored(
+    order: list[int], flips: list[bool], shape: tuple[int, int, int], seed: int
+) -> None:
+    data = np.random.default_rng(seed).normal(100, 60, shape).astype(np.float32)
+    turned = data.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    assert voxel_hash(turned) == voxel_hash(data)
+    other = data.copy()
+    other[0, 0, 0] += 1
+    assert voxel_hash(other) != voxel_hash(data)
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])

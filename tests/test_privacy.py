@@ -225,6 +225,12 @@ def test_known_identifiers_are_found_as_whole_words_only() -> None:
     assert known.n_too_short == 1
 
 
+def test_scan_of_a_long_run_of_letters_ends(tmp_path: Path) -> None:
+    # Patterns that start anew at every letter would take hours here.
+    (tmp_path / "a.txt").write_text("A" * 2_000_000 + " Smith^John")
+    assert found(scan_folder(tmp_path)) == {("error", "name in DICOM's form")}
+
+
 @pytest.mark.slow
 def test_run_with_hashed_ids_leaves_no_identifier_in_what_is_shared(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent

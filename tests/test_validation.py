@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 
 from glioma_nas.config import CohortConfig, MarkerConfig
-from glioma_nas.images import open_nifti
+from glioma_nas.errors import ImageError
+from glioma_nas.images import open_nifti, read_volume
 from glioma_nas.testing.phantoms import PHANTOM_AFFINE, write_nifti, write_phantom_cohort
 from glioma_nas.validation import Validation, validate_cohort, write_validation
+from glioma_nas.validation.file_checks import FileCheck
 from glioma_nas.validation.findings import grouped
 from glioma_nas.validation.validating import Demands
 
@@ -267,12 +270,29 @@ def test_grouping_puts_errors_first_and_counts_cases(sound: Path, tmp_path: Path
 
 def test_bomb_is_refused_before_it_fills_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from glioma_nas import images
-    from glioma_nas.errors import ImageError
 
     monkeypatch.setattr(images, "_MAX_UNPACKED_BYTES", 1_000_000)
     (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(bytes(50_000_000)))
     with pytest.raises(ImageError, match="more than one scan"):
         open_nifti(tmp_path / "bomb.nii.gz")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # headers with infinities
+def test_spoilt_headers_are_findings_and_never_crashes(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", np.arange(240, dtype=np.int16).reshape(6, 8, 5))
+    sound = path.read_bytes()
+    generator = np.random.default_rng(0)
+    codes: set[str] = set()
+    for _ in range(400):
+        raw = bytearray(sound)
+        for _ in range(int(generator.integers(1, 4))):
+            raw[int(generator.integers(0, 352))] = int(generator.integers(0, 256))
+        path.write_bytes(raw)
+        for column in ("t1", "mask"):
+            codes |= {finding.code for finding in FileCheck(path, "A", column, (1, 2)).findings}
+        with contextlib.suppress(ImageError):
+            read_volume(path)
+    assert {"unreadable", "not-3d", "affine", "forms-differ", "units"} <= codes
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ with DICOM files must be imported first. ``cohort.format`` names one of these an
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -183,13 +184,15 @@ def _with_pseudonyms(reading: Reading, table: CohortTable, salt_file: Path) -> R
     pseudonyms = Pseudonyms(load_salt(salt_file, create=True))
     hidden = {row.cells["case_id"]: pseudonyms.case(row.cells["case_id"]) for row in table.rows}
     people = {row.cells["patient_id"]: pseudonyms.patient(row.cells["patient_id"]) for row in table.rows}
-    # Longest first, so that a shorter id inside a longer one leaves nothing of it behind. Paths are told too, because
-    # folders are named after patients.
+    # Paths are told in messages too, and folders are named after patients. Longest first, so that a shorter id inside a
+    # longer one leaves nothing of it behind; ids of one or two characters only where the word "case" stands before.
     words = sorted({**people, **hidden}.items(), key=lambda item: -len(item[0]))
 
     def clean(text: str) -> str:
         for identifier, pseudonym in words:
-            text = text.replace(identifier, pseudonym) if identifier else text
+            before = r"(?<![0-9A-Za-z])" if len(identifier) > 2 else r"(?<=case )"
+            if identifier:
+                text = re.sub(rf"{before}{re.escape(identifier)}(?![0-9A-Za-z])", pseudonym, text)
         return text
 
     for given, name in ((hidden, "case_id"), (people, "patient_id")):

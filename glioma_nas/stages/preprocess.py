@@ -9,21 +9,15 @@ recipe are unchanged.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glioma_nas import registry
 from glioma_nas.case_preparation import Recipe, build_steps, is_prepared, prepare_case
 from glioma_nas.cohort import Case, Cohort, Exclusion, first_of, read_cohort, select_complete
 from glioma_nas.config import RunConfig, indicated_by
@@ -35,6 +29,7 @@ from glioma_nas.folds import FoldPlan, check_folds
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import CASE_FILE, CASES_FOLDER, FOLDS_FILE, INDEX_FILE, PreparedCohort
 from glioma_nas.quality_page import QUALITY_PAGE, write_quality_report
+from glioma_nas.worker_pool import outcomes
 
 PROBLEMS_FILE = "problems.json"
 
@@ -166,11 +161,13 @@ def _prepare_all(context: StageContext, cases: Sequence[Case], recipe: Recipe) -
     waiting = [case for case in cases if not (root / case.case_id / CASE_FILE).is_file()]
     problems: list[dict[str, str]] = []
     by_id = {case.case_id: case for case in waiting}
+    tasks = [(case, root / case.case_id, recipe) for case in waiting]
+    settings = context.config.preprocess
     hidden = context.config.cohort.hash_ids
     with context.progress.task("preprocess", len(cases)) as task:
         if done := len(cases) - len(waiting):
             task.advance(done)
-        for problem in _outcomes(waiting, root, recipe, context.config):
+        for _, problem in outcomes(_outcome, tasks, workers=settings.workers, plugins=context.config.plugins):
             if problem is not None:
                 problem = _without_paths(problem, by_id[problem["case_id"]]) if hidden else problem
                 _logger.info("case %s cannot be prepared", problem["case_id"])
@@ -203,34 +200,10 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _outcomes(cases: Sequence[Case], root: Path, recipe: Recipe, config: RunConfig) -> Iterator[dict[str, str] | None]:
-    workers = min(config.preprocess.workers, len(cases))
-    if workers <= 1:
-        for case in cases:
-            yield _outcome(case, root / case.case_id, recipe)
-        return
-    # Fresh interpreters: a fork would copy the locks of whatever threads the caller runs.
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tuple(str(path) for path in config.plugins),),
-    )
-    try:
-        futures = [pool.submit(_outcome, case, root / case.case_id, recipe) for case in cases]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as err:
-        raise GliomaNasError(
-            "a preprocess worker was killed, probably for want of memory; set preprocess.workers to 1 and run again"
-        ) from err
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _outcome(case: Case, folder: Path, recipe: Recipe) -> dict[str, str] | None:
+def _outcome(task: tuple[Case, Path, Recipe]) -> dict[str, str] | None:
     # Returned rather than raised, so that one bad case does not stop the others. Libraries raise what they like over a
     # strange scan, so an error that is not one of ours is a case's too; its kind stands in the list.
+    case, folder, recipe = task
     try:
         prepare_case(case, folder, recipe)
     except (StorageError, ConfigError):
@@ -243,22 +216,6 @@ def _outcome(case: Case, folder: Path, recipe: Recipe) -> dict[str, str] | None:
         message = f"case {case.case_id}: {type(err).__name__} in a preprocess step: {text}"
         return {"case_id": case.case_id, "error": type(err).__name__, "message": message}
     return None
-
-
-def _start_worker(plugins: tuple[str, ...]) -> None:
-    # Ctrl-C goes to the whole terminal; the parent alone decides what stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    for path in plugins:
-        registry.load_file(Path(path))
-
-
-def _exit_with_parent() -> None:
-    # A parent that was killed cannot stop its workers, which would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _summary(prepared: PreparedCohort, cohort: Cohort) -> dict[str, Any]:

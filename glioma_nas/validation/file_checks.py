@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glioma_nas.errors import ImageError
-from glioma_nas.images import open_nifti
+from glioma_nas.images import open_nifti, voxel_hash
 from glioma_nas.validation.findings import FileFacts, Finding, Severity
 
 Voxels = npt.NDArray[Any]
@@ -25,6 +25,7 @@ _FORMS_APART_MM = 1.0
 _SHEAR = 1e-2
 _TILT_DEG = 20.0
 _MAX_LABELS = 20
+_MILLIMETRES = 2
 _HEADER_TEXTS = ("descrip", "aux_file", "intent_name", "db_name")
 
 
@@ -60,7 +61,7 @@ class FileCheck:
         self.facts = FileFacts(self._column, shape=shape, dtype=str(dtype))
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
-        if len(shape) != 3 or 0 in shape:
+        if len(shape) != 3 or min(shape) < 1:
             dims = "×".join(map(str, shape))
             self._add("error", "not-3d", f"shape {dims} is not one volume", "extract the volume meant, or export again")
             return
@@ -74,7 +75,7 @@ class FileCheck:
         data = np.asarray(image.dataobj).reshape(shape)
         affine = np.asarray(image.affine, dtype=np.float64)
         has_place = bool(np.isfinite(affine).all()) and abs(float(np.linalg.det(affine[:3, :3]))) > 1e-9
-        self.facts = FileFacts(self._column, shape, dtype=str(dtype), voxel_hash=voxel_hash(data, affine, has_place))
+        self.facts = FileFacts(self._column, shape, dtype=str(dtype), voxel_hash=voxel_hash(data))
         if not has_place:
             self._add("error", "affine", "the affine is singular or not finite: voxels have no place", _COPY_AGAIN)
         else:
@@ -87,15 +88,12 @@ class FileCheck:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         directions = affine[:3, :3] / spacing
         tilt = float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), 0, 1)).max()))
-        self.facts = FileFacts(
-            self._column,
-            shape,
-            tuple(round(float(side), 4) for side in spacing),
-            "".join(str(letter) for letter in nib.aff2axcodes(affine)),
-            round(tilt, 1),
-            tuple(tuple(float(cell) for cell in row) for row in affine),
-            self.facts.dtype,
-            voxel_hash=self.facts.voxel_hash,
+        self.facts = replace(
+            self.facts,
+            spacing_mm=tuple(round(float(side), 4) for side in spacing),
+            orientation="".join(str(letter) for letter in nib.aff2axcodes(affine)),
+            tilt_deg=round(tilt, 1),
+            affine=tuple(tuple(float(cell) for cell in row) for row in affine),
         )
         header = image.header
         if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
@@ -106,13 +104,13 @@ class FileCheck:
                 "convert again from DICOM, or set the affine after looking at the scan",
             )
         elif int(header["qform_code"]) > 0 and int(header["sform_code"]) > 0:
-            corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
-            apart = float(np.abs(corners @ (header.get_sform() - header.get_qform()).T).max())
-            if not np.isfinite(apart) or apart > _FORMS_APART_MM:
+            apart = _forms_apart_mm(header, shape)
+            if apart is None or not apart <= _FORMS_APART_MM:
+                how = "qform holds no rotation" if apart is None else f"qform and sform are {apart:.1f} mm apart"
                 self._add(
                     "warning",
                     "forms-differ",
-                    f"qform and sform are {apart:.1f} mm apart; programs disagree on which counts (here: sform)",
+                    f"{how}; programs disagree on which counts (here: sform)",
                     "write one affine into both",
                 )
         gram = directions.T @ directions
@@ -120,9 +118,10 @@ class FileCheck:
             self._add("warning", "sheared", "the axes are not at right angles", "resample to an orthogonal grid")
         if tilt > _TILT_DEG:
             self._add("note", "oblique", f"slices are tilted by {tilt:.0f}°", "nothing: slices are cut as they are")
-        units = header.get_xyzt_units()[0]
-        if units not in ("mm", "unknown"):
-            self._add("warning", "units", f"the header gives lengths in {units}, read as millimetres", "convert again")
+        units = int(header["xyzt_units"]) % 8
+        if units not in (0, _MILLIMETRES):
+            name = {1: "metres", 3: "micrometres"}.get(units, f"a unit of code {units}")
+            self._add("warning", "units", f"the header gives lengths in {name}, read as millimetres", "convert again")
         low, high = float(spacing.min()), float(spacing.max())
         if low < _SPACING_MM[0] or high > _SPACING_MM[1]:
             self._add(
@@ -167,8 +166,7 @@ class FileCheck:
             return False
         low, high = float(data.min()), float(data.max())
         zero_share = float(np.count_nonzero(data == 0)) / data.size
-        facts = {**vars(self.facts), "low": low, "high": high, "zero_share": round(zero_share, 4)}
-        self.facts = FileFacts(**facts)
+        self.facts = replace(self.facts, low=low, high=high, zero_share=round(zero_share, 4))
         if is_mask:
             return self._check_labels(data)
         if low == high:
@@ -187,7 +185,7 @@ class FileCheck:
     def _check_labels(self, data: Voxels) -> bool:
         values, counts = np.unique(data, return_counts=True)
         shown = zip(values[:_MAX_LABELS], counts[:_MAX_LABELS], strict=True)
-        self.facts = FileFacts(**{**vars(self.facts), "labels": {f"{value:g}": int(count) for value, count in shown}})
+        self.facts = replace(self.facts, labels={f"{value:g}": int(count) for value, count in shown})
         fractional = [float(value) for value in values if value != round(float(value))]
         unknown = [float(value) for value in values if value != 0 and value not in self._labels]
         allowed = ", ".join(map(str, sorted(self._labels)))
@@ -212,10 +210,11 @@ class FileCheck:
         self.findings.append(Finding(severity, code, message, remedy, self._case_id, self._column))
 
 
-def voxel_hash(data: Voxels, affine: npt.NDArray[np.float64], has_place: bool = True) -> str:
-    """Hash the values in a common orientation, so that a copy stored with flipped axes is found too."""
-    if has_place:
-        data = nib.apply_orientation(data, nib.io_orientation(affine))
-    digest = hashlib.sha256(str(data.shape).encode())
-    digest.update(np.ascontiguousarray(data, dtype=np.float32).tobytes())
-    return digest.hexdigest()
+def _forms_apart_mm(header: Any, shape: tuple[int, ...]) -> float | None:
+    """Return how far the corners lie apart under qform and sform; None when the qform's quaternion is none."""
+    try:
+        difference = header.get_sform() - header.get_qform()
+    except ValueError:
+        return None
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
+    return float(np.abs(corners @ difference.T).max())

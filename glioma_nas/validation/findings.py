@@ -50,7 +50,7 @@ class FileFacts:
         low: Smallest value.
         high: Largest value.
         zero_share: Share of voxels that are 0, in [0, 1].
-        voxel_hash: Hash of the values in a common orientation, or None when nothing could be read.
+        voxel_hash: Hash of the values, whatever the axes' order and direction, or None when nothing could be read.
         labels: Mask value → voxels; empty for scans.
     """
 

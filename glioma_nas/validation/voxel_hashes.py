@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glioma_nas.cohort import Case
+from glioma_nas.errors import ImageError
 from glioma_nas.images import read_volume
 from glioma_nas.progress import Progress
-from glioma_nas.validation.file_checks import voxel_hash
 from glioma_nas.worker_pool import outcomes
 
 
@@ -30,7 +30,7 @@ class HashedCohort:
 
 
 def hash_cohort(cases: Sequence[Case], *, workers: int, progress: Progress) -> HashedCohort:
-    """Read every scan completely and hash it in a common orientation.
+    """Read every scan completely and hash it.
 
     Raises:
         ImageError: A scan cannot be read.
@@ -44,6 +44,11 @@ def hash_cohort(cases: Sequence[Case], *, workers: int, progress: Progress) -> H
 
 
 def _hash_case(case: Case) -> HashedCase:
-    volumes = {name: read_volume(path) for name, path in case.images.items()}
-    hashes = {name: voxel_hash(volume.data, volume.affine) for name, volume in volumes.items()}
+    hashes = {}
+    for name, path in case.images.items():
+        try:
+            hashes[name] = read_volume(path).voxel_hash()
+        except ImageError as err:
+            # The case says which file; its path may name the patient.
+            raise ImageError(f"case {case.case_id}: {name}: {str(err).replace(f'{path}: ', '')}") from err
     return HashedCase(case.case_id, case.patient_id, case.labels, hashes)
