@@ -22,7 +22,14 @@ OUTPUT_NAME = "logits"
 BATCH_AXIS = "batch"
 
 
-def export_onnx(module: nn.Module, input_shapes: Sequence[Shape], *, opset: int, dynamic_batch: bool = False) -> bytes:
+def export_onnx(
+    module: nn.Module,
+    input_shapes: Sequence[Shape],
+    *,
+    opset: int,
+    dynamic_batch: bool = False,
+    fold_batch_norm: bool = True,
+) -> bytes:
     """Export ``module`` in evaluation mode with float32 inputs and one output.
 
     Args:
@@ -30,6 +37,7 @@ def export_onnx(module: nn.Module, input_shapes: Sequence[Shape], *, opset: int,
         input_shapes: Shape of each input, batch first. One input is called ``image``, several ``image_0``, ``image_1``.
         opset: ONNX operator set.
         dynamic_batch: Leave the batch size open; all other sizes stay fixed.
+        fold_batch_norm: Put batch normalisation into the convolution before it; without, it stays for comparisons.
 
     Returns:
         The serialised model; its output is called ``logits``.
@@ -62,6 +70,7 @@ def export_onnx(module: nn.Module, input_shapes: Sequence[Shape], *, opset: int,
                 dynamic_axes=axes,
                 opset_version=opset,
                 dynamo=False,
+                training=torch.onnx.TrainingMode.EVAL if fold_batch_norm else torch.onnx.TrainingMode.PRESERVE,
             )
     except (torch.onnx.errors.OnnxExporterError, torch.onnx.errors.UnsupportedOperatorError, ValueError) as err:
         first_line = str(err).strip().splitlines()[0]

@@ -124,3 +124,29 @@ def test_profile_shows_the_parts_beside_the_table(folder: Path) -> None:
     assert all(row["table ms"] > 0 for row in rows if row["part"] != "layout and others")
     with pytest.raises(BackendError, match="table of another device or engine"):
         call(*arguments, "--backend", "openvino")
+
+
+@pytest.mark.slow
+def test_table_4_1_counts_are_those_of_a_convolution_of_256_channels(folder: Path) -> None:
+    arguments = ("study", "table-4-1", folder / "tiny.yaml", "--out", folder / "run", "--set", "latency.network_runs=3")
+    rows = {row["operator"]: row for row in json.loads(call(*arguments, "--json"))}
+    plain = rows["conv3x3"]
+    assert plain["GMAC"] == pytest.approx(256 * 256 * 9 * 32 * 64 / 1e9, abs=1e-4)
+    assert plain["params M"] == pytest.approx((256 * 256 * 9 + 2 * 256) / 1e6, abs=1e-4)
+    assert rows["grouped_conv"]["GMAC"] == pytest.approx(plain["GMAC"] / 2, abs=1e-4)
+    assert rows["zoomed_conv"]["GMAC"] == pytest.approx(plain["GMAC"] / 4, abs=1e-4)
+    # The printed table says -75 %: the weights of a convolution do not depend on the resolution it runs at.
+    assert rows["zoomed_conv"]["params M"] == plain["params M"]
+    assert (plain["× field"], rows["dilated_conv"]["× field"]) == (1.0, pytest.approx(5 / 3, abs=0.01))
+    assert plain["× conv"] == 1.0 and all(row["n"] == 3 and row["median ms"] > 0 for row in rows.values())
+    written = (folder / "run" / "studies" / "table-4-1.csv").read_text().splitlines()
+    assert len(written) == 5 and written[0].startswith("operator,median ms")
+
+
+@pytest.mark.slow
+def test_table_4_2_weights_are_inverse_to_the_sensitivities(folder: Path) -> None:
+    rows = json.loads(call("study", "table-4-2", folder / "tiny.yaml", "--out", folder / "run", "--json"))
+    assert [row["variable"] for row in rows] == ["operator", "scale", "width"]
+    assert sum(row["w"] for row in rows) == pytest.approx(1, abs=1e-3)
+    order = sorted(rows, key=lambda row: row["Δ latency ms"])
+    assert [row["w"] for row in order] == sorted((row["w"] for row in rows), reverse=True)

@@ -18,6 +18,7 @@ from glioma_nas.cli import (  # noqa: F401
     component_commands,
     fold_commands,
     latency_commands,
+    latency_study_commands,
     marker_study_commands,
     nni_commands,
     pipeline_commands,

@@ -25,6 +25,7 @@ from glioma_nas.errors import ConfigError, StorageError, did_you_mean
 
 if TYPE_CHECKING:
     from glioma_nas.config import RunConfig
+    from glioma_nas.latency_records import LatencyTable
 
 latency_app = typer.Typer(help="Measure, show and predict inference times.", no_args_is_help=True)
 app.add_typer(latency_app, name="latency")
@@ -58,7 +59,7 @@ def show(
     """Show a latency table: its conditions and its slowest entries."""
     from glioma_nas.console import print_table, say
 
-    table = _load_table(path)
+    table = load_table(path)
     rows = sorted(table.rows(), key=lambda row: row["median_ms"], reverse=True)
     names = sorted({row["operator"] for row in rows})
     if operator is not None and operator not in names:
@@ -82,9 +83,9 @@ def merge(
     """Join tables of the same device and engine into one; the entry with more runs wins."""
     from glioma_nas.console import say
 
-    merged = _load_table(tables[0])
+    merged = load_table(tables[0])
     for path in tables[1:]:
-        merged = merged.merge(_load_table(path))
+        merged = merged.merge(load_table(path))
     merged.save(out)
     say(f"{out}: {len(merged)} entries")
 
@@ -159,7 +160,7 @@ def calibrate(
 
     loaded = _load(config, override, plugin)
     folder, options = run_folder(config, out), loaded.latency
-    table = _load_table(folder)
+    table = load_table(folder)
     space = build_space(loaded)
     side = loaded.preprocess.image_size_px
     path = folder / _CALIBRATION_FOLDER / "networks.json"
@@ -226,7 +227,7 @@ def nni_filter(
     if max_ms is None and min_ms is None:
         raise ConfigError("no bound is given; give --max-ms, --min-ms or both")
     folder, space = run_folder(config, out), build_space(loaded)
-    profiler = evaluators.get("latency_table")(space, _load_table(folder), loaded.search.latency_calibration)
+    profiler = evaluators.get("latency_table")(space, load_table(folder), loaded.search.latency_calibration)
     accepts = RangeProfilerFilter(profiler, min=min_ms, max=max_ms)
     rows: list[list[object]] = []
     tried = 0
@@ -253,7 +254,12 @@ def _load(config: Path, override: list[str] | None, plugin: list[Path] | None) -
     return loaded
 
 
-def _load_table(path: Path):  # type: ignore[no-untyped-def]  # the class is imported only when it is needed
+def load_table(path: Path) -> LatencyTable:
+    """Read the latency table of a run folder, or a table by itself.
+
+    Raises:
+        StorageError: There is none, or it is damaged.
+    """
     from glioma_nas.latency_records import LatencyTable
 
     if path.is_file():
