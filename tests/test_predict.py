@@ -76,8 +76,9 @@ def test_prediction_is_that_of_the_run_itself(run: FrozenRun, tmp_path: Path) ->
     folder = tmp_path / "known"
     folder.mkdir()
     for name in ("t1ce", "flair"):
-        shutil.copyfile(case.scans[name].path, folder / f"{name}.nii.gz")
-    predict_all(folder, run, tmp_path / "out", patient=NOBODY, force=False, progress=Silent())
+        shutil.copyfile(run.config.cohort.sheet.parent / case.case_id / f"{name}.nii.gz", folder / f"{name}.nii.gz")
+    (outcome,) = predict_all(folder, run, tmp_path / "out", patient=NOBODY, force=False, progress=Silent()).outcomes
+    assert outcome.problem == ""
     record = read_json(tmp_path / "out" / "known" / "prediction.json")
     assert any("which the run was trained on" in warning for warning in record["warnings"])
     members = [

@@ -16,6 +16,7 @@ import typer
 from glioma_nas.cli import (  # noqa: F401
     cohort_commands,
     component_commands,
+    evaluate_commands,
     fold_commands,
     latency_commands,
     latency_study_commands,

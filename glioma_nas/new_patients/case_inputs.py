@@ -77,7 +77,7 @@ def require_servable(case: Case, run: FrozenRun) -> None:
     missing = [name for name in needed if name not in case.images]
     if not missing:
         return
-    if run.config.cohort.missing_sequence == "zero" and len(missing) < len(needed):
+    if run.config.cohort.feeds_zeros and len(missing) < len(needed):
         return
     there = ", ".join(sorted(case.images)) or "none"
     raise CohortError(

@@ -18,6 +18,7 @@ from glioma_nas.marker_evaluator import MarkerEvaluator, load_evaluator
 from glioma_nas.pipeline import CONFIG_FILE, MANIFEST, results_of
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.registry import load_file
+from glioma_nas.stages.preprocess import recipe_of
 from glioma_nas.trained_networks import load_network, network_names
 
 _NEEDED = ("preprocess", "search", "train")
@@ -72,7 +73,7 @@ class FrozenRun:
     @cached_property
     def recipe(self) -> Recipe:
         """How its cases were prepared, and how new ones are."""
-        return Recipe(self.cohort.sequences, self.config.preprocess, self.config.cohort.mask_labels)
+        return recipe_of(self.config)
 
     @cached_property
     def networks(self) -> tuple[nn.Module, ...]:

@@ -112,9 +112,9 @@ def predict_case(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
     if not is_prepared(unmasked, prepared_folder, run.recipe):
         prepare_case(unmasked, prepared_folder, run.recipe)
     prepared = PreparedCase.load(prepared_folder)
-    warnings = [*problems_of_input(case, run), *_known_scans(prepared, run)]
+    warnings = [*problems_of_input(case, run), *_warned(known_case(prepared, run))]
 
-    members = _segment(prepared, run)
+    members = ensemble_probabilities(prepared, run)
     probability = members.mean(axis=0, dtype=np.float32)
     mask = (prepared.to_native(probability) >= THRESHOLD).astype(np.uint8)
     write_mask(folder / MASK_FILE, mask, like=prepared.reference)
@@ -156,7 +156,7 @@ def predict_marker(name: str, case: PreparedCase, mask: NDArray[np.uint8], run: 
         "auc": {key: summary["metrics"]["auc"].get(key) for key in ("value", "low", "high", "n", "n_positive")},
         "statement": str(summary["statement"]),
     }
-    zero_missing = config.cohort.missing_sequence == "zero"
+    zero_missing = config.cohort.feeds_zeros
     missing = [sequence for sequence in evaluator.settings.sequences if sequence not in case.present]
     if missing and (not zero_missing or len(missing) == len(evaluator.settings.sequences)):
         return MarkerPrediction(
@@ -214,13 +214,11 @@ def decide(members: NDArray[np.float64], thresholds: NDArray[np.float64], *, mar
     return ("positive" if 2 * int(votes.sum()) > len(votes) else "negative"), ""
 
 
-def _segment(case: PreparedCase, run: FrozenRun) -> NDArray[np.float32]:
-    images = case.images()
+def ensemble_probabilities(case: PreparedCase, run: FrozenRun) -> NDArray[np.float32]:
+    """Return the tumour probability of every pixel by the network of each fold, float32 (folds, Z, H, W) in [0, 1]."""
+    images, channels, device = case.images(), run.config.cohort.channels, run.config.device
     return np.stack(
-        [
-            predict_probability(network, images, case.sequences, run.config.cohort.sequences, device=run.config.device)
-            for network in run.networks
-        ]
+        [predict_probability(network, images, case.sequences, channels, device=device) for network in run.networks]
     )
 
 
@@ -245,11 +243,16 @@ def _describe_segmentation(
     }
 
 
-def _known_scans(case: PreparedCase, run: FrozenRun) -> list[str]:
+def known_case(case: PreparedCase, run: FrozenRun) -> str | None:
+    """Return the case of the run that has a scan with the very same voxels; none for a new patient."""
     same = sorted({run.known_voxels[digest] for digest in case.voxel_hashes.values() if digest in run.known_voxels})
-    if not same:
+    return same[0] if same else None
+
+
+def _warned(known: str | None) -> list[str]:
+    if known is None:
         return []
     return [
-        f"a scan of this case is the same as one of case {same[0]}, which the run was trained on: the prediction says "
+        f"a scan of this case is the same as one of case {known}, which the run was trained on: the prediction says "
         "nothing about new patients"
     ]

@@ -1,0 +1,314 @@
+"""Score a frozen run on another cohort: Dice and distance per patient, markers at the run's own thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from glioma_nas.binary_statistics import binary_report
+from glioma_nas.calibration import log_odds, sigmoid
+from glioma_nas.case_preparation import is_prepared, prepare_case
+from glioma_nas.cohort import Case
+from glioma_nas.errors import CohortError, ConfigError, GliomaNasError, LabelError, LeakageError
+from glioma_nas.external_validation.drift import drift_rows
+from glioma_nas.external_validation.validation_page import render_validation
+from glioma_nas.files import read_json, write_json, write_text
+from glioma_nas.markers import encode_labels
+from glioma_nas.new_patients.case_inputs import find_cases, require_servable
+from glioma_nas.new_patients.frozen_run import FrozenRun
+from glioma_nas.new_patients.prediction import (
+    ensemble_probabilities,
+    known_case,
+    predict_marker,
+    prediction_key,
+)
+from glioma_nas.prepared import PreparedCase
+from glioma_nas.progress import Progress
+from glioma_nas.report.intervals import estimate, mean
+from glioma_nas.seeding import numpy_generator
+from glioma_nas.segmentation_inference import THRESHOLD
+from glioma_nas.segmentation_metrics import dice_coefficient, hd95_mm
+
+CASES_FILE = "cases.csv"
+DRIFT_FILE = "drift.csv"
+RESULTS_FILE = "validation.json"
+PAGE_FILE = "report.html"
+PREPARED_FOLDER = "prepared"
+ROW_FILE = "row.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Patients on whom probabilities may be re-calibrated; they are not scored afterwards.
+
+    Attributes:
+        column: Column of the cohort.
+        value: Its value for those patients.
+    """
+
+    column: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read ``COLUMN=VALUE``.
+
+        Raises:
+            ConfigError: It is not of that form.
+        """
+        column, separator, value = (piece.strip() for piece in text.partition("="))
+        if not separator or not column or not value:
+            raise ConfigError(f"--recalibrate-on {text}: expected COLUMN=VALUE, for example site=B")
+        return cls(column, value)
+
+    def holds(self, case: Case) -> bool:
+        """Tell whether a case belongs to the part."""
+        return case.labels.get(self.column) == self.value
+
+
+def validate_run(
+    source: Path, run: FrozenRun, out: Path, *, recalibrate_on: Part | None, progress: Progress
+) -> dict[str, Any]:
+    """Predict every case of another cohort with the frozen run and score it.
+
+    Args:
+        source: See `glioma_nas.new_patients.case_inputs.find_cases`.
+        run: The run.
+        out: Gets ``cases.csv``, ``drift.csv``, ``MARKER.csv``, ``validation.json`` and ``report.html``.
+        recalibrate_on: A named part of the cohort to fit a logistic re-calibration on.
+        progress: Where to report.
+
+    Returns:
+        What ``validation.json`` holds.
+
+    Raises:
+        CohortError: The cohort cannot be read, or none of its cases can be served.
+        LeakageError: A case is one of the run's own.
+        ConfigError: Nobody belongs to ``recalibrate_on``.
+    """
+    cases, unreadable = find_cases(source, run, out, progress)
+    if recalibrate_on is not None and not any(recalibrate_on.holds(case) for case in cases):
+        raise ConfigError(
+            f"--recalibrate-on {recalibrate_on.column}={recalibrate_on.value}: no case of {source} has that value"
+        )
+    rows, failed = [], {}
+    with progress.task("evaluate", len(cases)) as task:
+        for case in cases:
+            try:
+                rows.append(_row(case, run, out / PREPARED_FOLDER / case.case_id))
+            except LeakageError:
+                raise
+            except GliomaNasError as err:
+                failed[case.case_id] = str(err)
+                progress.note(f"evaluate: case {case.case_id} is left out: {err}")
+            task.advance()
+    if not rows:
+        raise CohortError(
+            f"{source}: none of {len(cases)} cases can be served; the first: {next(iter(failed.values()))}"
+        )
+    served = [case for case in cases if case.case_id not in failed]
+    table = pd.DataFrame(rows)
+    prepared = [PreparedCase.load(out / PREPARED_FOLDER / case.case_id) for case in served]
+    drift = drift_rows(list(run.cohort.cases.values()), prepared, run.config.cohort.sequences)
+    markers = {name: _score_marker(name, source, served, table, run, recalibrate_on, out) for name in run.markers}
+    results = {
+        "run": run.folder.name,
+        "network": run.network,
+        "cohort": source.name,
+        "n_cases": len(table),
+        "n_patients": int(table.patient_id.nunique()),
+        "not_read": list(unreadable),
+        "left_out": failed,
+        "out_of_fold_dice": run.out_of_fold_dice,
+        "segmentation": _score_segmentation(table, run),
+        "sites": _by_site(table, run),
+        "markers": markers,
+    }
+    write_text(out / CASES_FILE, table.to_csv(index=False))
+    write_text(out / DRIFT_FILE, pd.DataFrame(drift).to_csv(index=False))
+    write_text(out / PAGE_FILE, render_validation(results, table, drift, run))
+    write_json(out / RESULTS_FILE, results)
+    return results
+
+
+def _row(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
+    """Predict and score one case; read back what an earlier call with the same inputs found."""
+    mask = case.mask.stat() if case.mask is not None else None
+    key = f"{prediction_key(case, run)}-{mask.st_size}-{mask.st_mtime_ns}" if mask else prediction_key(case, run)
+    if (folder / ROW_FILE).is_file() and (known := read_json(folder / ROW_FILE))["key"] == key:
+        return dict(known["row"])
+    require_servable(case, run)
+    if not is_prepared(case, folder, run.recipe):
+        prepare_case(case, folder, run.recipe)
+    prepared = PreparedCase.load(folder)
+    same = known_case(prepared, run)
+    if same is not None:
+        raise LeakageError(
+            f"case {case.case_id}: a scan is the very one of case {same}, which the run was made with; external "
+            "validation needs other patients"
+        )
+    probability = ensemble_probabilities(prepared, run).mean(axis=0, dtype=np.float32)
+    outline = (prepared.to_native(probability) >= THRESHOLD).astype(np.uint8)
+    truth = prepared.native_mask()
+    row: dict[str, Any] = {
+        "case_id": case.case_id,
+        "patient_id": case.patient_id,
+        "site": case.labels.get(run.config.folds.site_column),
+        "dice": None,
+        "hd95_mm": None,
+        "volume_true_ml": None,
+        "volume_predicted_ml": round(float(outline.sum()) * prepared.native_voxel_ml, 3),
+    }
+    if truth is not None:
+        spacing = np.linalg.norm(prepared.native_affine[:3, :3], axis=0)
+        row["dice"] = dice_coefficient(outline, truth)
+        row["hd95_mm"] = hd95_mm(outline, truth, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
+        row["volume_true_ml"] = round(float(truth.sum()) * prepared.native_voxel_ml, 3)
+    on_slices = (probability >= THRESHOLD).astype(np.uint8)
+    for name in run.markers:
+        marker = predict_marker(name, prepared, on_slices, run)
+        row[f"{name}_probability"], row[f"{name}_threshold"] = marker.probability, marker.threshold
+    write_json(folder / ROW_FILE, {"key": key, "row": row})
+    return row
+
+
+def _score_segmentation(table: pd.DataFrame, run: FrozenRun) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for column in ("dice", "hd95_mm"):
+        scored = table.dropna(subset=[column])
+        if scored.empty:
+            continue
+        result = estimate(
+            scored[column].tolist(),
+            scored.patient_id.tolist(),
+            numpy_generator(run.config.seed, "external validation", column),
+            statistic=mean,
+        )
+        assert result is not None
+        found[column] = {"value": result.value, "low": result.low, "high": result.high, "n": result.n}
+    return found
+
+
+def _by_site(table: pd.DataFrame, run: FrozenRun) -> list[dict[str, Any]]:
+    rows = []
+    for site, group in table.dropna(subset=["site"]).groupby("site", sort=True):
+        dice = _score_segmentation(group, run).get("dice", {})
+        rows.append({"site": str(site), "n_cases": len(group), **{f"dice_{key}": value for key, value in dice.items()}})
+    return rows
+
+
+def _score_marker(
+    name: str,
+    source: Path,
+    cases: Sequence[Case],
+    table: pd.DataFrame,
+    run: FrozenRun,
+    part: Part | None,
+    out: Path,
+) -> dict[str, Any]:
+    """Score one marker; a marker that this cohort cannot score says why."""
+    config = run.config.classify.markers[name]
+    try:
+        labels = encode_labels(cases, name, config, sheet=source, n_folds=1)
+    except LabelError as err:
+        return {"not_measured": str(err)}
+    recalibrating = {case.case_id: part is not None and part.holds(case) for case in cases}
+    rows = table.assign(
+        label=table.case_id.map(labels),
+        part=table.case_id.map(recalibrating),
+        probability=table[f"{name}_probability"],
+        threshold=table[f"{name}_threshold"],
+    ).dropna(subset=["label", "probability"])
+    patients = rows.groupby("patient_id", sort=True).agg(
+        label=("label", "first"),
+        probability=("probability", "mean"),
+        threshold=("threshold", "mean"),
+        part=("part", "max"),
+    )
+    scored, fitted = patients[~patients.part.astype(bool)], patients[patients.part.astype(bool)]
+    columns = ["label", "probability", "threshold"]
+    write_text(out / f"{name}.csv", scored[columns].to_csv())
+    result: dict[str, Any] = {
+        "positive_class": run.marker_summary(name)["positive_class"],
+        "in_the_run": run.marker_summary(name)["metrics"]["auc"],
+    }
+    report = _report(name, scored, run)
+    if isinstance(report, str):
+        return {**result, "not_measured": report}
+    result["metrics"] = report
+    if part is not None:
+        result["recalibration"] = _recalibrated(name, scored, fitted, run, part)
+    return result
+
+
+def _report(name: str, patients: pd.DataFrame, run: FrozenRun) -> dict[str, Any] | str:
+    """Return the figures of a marker, or why there are none."""
+    try:
+        report = binary_report(
+            patients.label.astype(int).to_numpy(),
+            patients.probability.to_numpy(),
+            patients.threshold.to_numpy(),
+            samples=run.config.classify.bootstrap_samples,
+            generator=numpy_generator(run.config.seed, "external validation", name),
+        )
+    except LabelError as err:
+        return str(err)
+    return {key: value.as_json() for key, value in report.items()}
+
+
+def _recalibrated(name: str, scored: pd.DataFrame, fitted: pd.DataFrame, run: FrozenRun, part: Part) -> dict[str, Any]:
+    """Re-calibrate on one part and score the others; AUC cannot change, calibration can.
+
+    Reference:
+        Steyerberg, Clinical Prediction Models, 2nd ed. 2019, ch. 15: logistic re-calibration.
+    """
+    where = f"{part.column}={part.value}"
+    if fitted.label.nunique() < 2:
+        return {"on": where, "not_measured": f"the {len(fitted)} patients with {where} are not of both classes"}
+    slope, intercept = fit_recalibration(fitted.label.to_numpy(), fitted.probability.to_numpy())
+    moved = {
+        column: recalibrate(scored[column].to_numpy(dtype=np.float64), slope, intercept)
+        for column in ("probability", "threshold")
+    }
+    report = _report(name, scored.assign(**moved), run)
+    if isinstance(report, str):
+        return {"on": where, "not_measured": report}
+    return {"on": where, "n_fitted": len(fitted), "slope": slope, "intercept": intercept, "metrics": report}
+
+
+def fit_recalibration(labels: NDArray[Any], probabilities: NDArray[np.float64]) -> tuple[float, float]:
+    """Fit slope and intercept of the log-odds by logistic regression, lightly penalised so that it always exists."""
+    model = LogisticRegression(C=100.0).fit(log_odds(probabilities)[:, None], labels.astype(int))
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
+def recalibrate(probabilities: NDArray[np.float64], slope: float, intercept: float) -> NDArray[np.float64]:
+    """Return the probabilities (n,) whose log-odds are slope·log-odds + intercept."""
+    return np.asarray(sigmoid(slope * log_odds(probabilities) + intercept), dtype=np.float64)
+
+
+def measured(results: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the rows of the table the command prints: what, value, interval, n, and the run's own figure."""
+    rows: list[list[Any]] = []
+    for column, name in (("dice", "Dice"), ("hd95_mm", "HD95, mm")):
+        found = results["segmentation"].get(column)
+        own = results["out_of_fold_dice"] if column == "dice" else None
+        rows.append([name, *_cells(found), own] if found else [name, "not measured", None, None, own])
+    for name, marker in results["markers"].items():
+        if "metrics" in marker:
+            rows.append([f"AUC {name}", *_cells(marker["metrics"]["auc"]), marker["in_the_run"]["value"]])
+        else:
+            rows.append([f"AUC {name}", "not measured", marker["not_measured"], None, None])
+    return rows
+
+
+def _cells(found: Mapping[str, Any]) -> list[Any]:
+    ends = None if found["low"] is None else f"{found['low']:.3f} to {found['high']:.3f}"
+    return [round(found["value"], 3), ends, found["n"]]

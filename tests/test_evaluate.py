@@ -1,0 +1,153 @@
+"""A frozen run is scored on patients from elsewhere; its own patients are refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from finished_run import make_finished_run
+from typer.testing import CliRunner
+
+from glioma_nas.calibration import calibration_intercept, calibration_slope
+from glioma_nas.cli import app
+from glioma_nas.errors import ConfigError, LeakageError
+from glioma_nas.external_validation.drift import standardised_difference
+from glioma_nas.external_validation.validation import Part, fit_recalibration, recalibrate, validate_run
+from glioma_nas.files import read_json
+from glioma_nas.new_patients.frozen_run import FrozenRun
+from glioma_nas.progress import Silent
+from glioma_nas.roc_analysis import auc
+from glioma_nas.segmentation_metrics import dice_coefficient
+from glioma_nas.testing.phantoms import write_phantom_cohort
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FrozenRun:
+    return FrozenRun.open(make_finished_run(tmp_path_factory.mktemp("finished")))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve strangers of two sites, ten years older than the phantoms are."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    sheet = write_phantom_cohort(folder, 12, 77)
+    rows = list(csv.DictReader(sheet.open()))
+    for index, row in enumerate(rows):
+        row["site"] = "A" if index < 6 else "B"
+        row["age"] = str(float(row["age"]) + 10)
+    with sheet.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return sheet
+
+
+@pytest.fixture(scope="module")
+def validated(run: FrozenRun, elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("validated")
+    validate_run(elsewhere, run, out, recalibrate_on=Part("site", "A"), progress=Silent())
+    return out
+
+
+@pytest.mark.slow
+def test_every_patient_is_scored_with_intervals(validated: Path) -> None:
+    results = read_json(validated / "validation.json")
+    table = pd.read_csv(validated / "cases.csv")
+    assert results["n_patients"] == len(table) == 12
+    dice = results["segmentation"]["dice"]
+    assert dice["value"] == pytest.approx(table.dice.mean()) and dice["low"] <= dice["value"] <= dice["high"]
+    assert [row["site"] for row in results["sites"]] == ["A", "B"]
+    assert results["sites"][0]["dice_value"] == pytest.approx(table.dice[:6].mean())
+
+
+@pytest.mark.slow
+def test_dice_is_that_of_the_written_volumes(validated: Path) -> None:
+    # An outline of v ml against one of t ml overlaps by at most the smaller one.
+    table = pd.read_csv(validated / "cases.csv")
+    smaller = table[["volume_true_ml", "volume_predicted_ml"]].min(axis=1)
+    assert (table.dice <= 2 * smaller / (table.volume_true_ml + table.volume_predicted_ml) + 1e-4).all()
+    assert dice_coefficient(np.ones((2, 2, 2), np.uint8), np.ones((2, 2, 2), np.uint8)) == 1
+
+
+@pytest.mark.slow
+def test_recalibration_part_is_fitted_on_and_not_scored(validated: Path) -> None:
+    marker = read_json(validated / "validation.json")["markers"]["ki67"]
+    assert marker["metrics"]["auc"]["n"] == 6 and marker["recalibration"]["n_fitted"] == 6
+    assert marker["recalibration"]["metrics"]["auc"]["value"] == pytest.approx(marker["metrics"]["auc"]["value"])
+    assert len(pd.read_csv(validated / "ki67.csv")) == 6
+
+
+@pytest.mark.slow
+def test_age_drift_is_found_and_pointed_out(validated: Path) -> None:
+    drift = pd.read_csv(validated / "drift.csv").set_index("figure")
+    assert drift.loc["age, years", "new"] - drift.loc["age, years", "run"] > 5
+    page = (validated / "report.html").read_text()
+    assert "shifted by half a standard deviation" in page and "http://" not in page
+
+
+@pytest.mark.slow
+def test_second_call_gives_the_same_without_predicting_again(run: FrozenRun, elsewhere: Path, validated: Path) -> None:
+    before = read_json(validated / "validation.json")
+    row = validated / "prepared" / "P001" / "row.json"
+    written = row.stat().st_mtime_ns
+    again = validate_run(elsewhere, run, validated, recalibrate_on=Part("site", "A"), progress=Silent())
+    assert json.loads(json.dumps(again)) == before
+    assert row.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_the_runs_own_patients_are_refused(run: FrozenRun, tmp_path: Path) -> None:
+    with pytest.raises(LeakageError, match="is the very one of case P001, which the run was made with"):
+        validate_run(run.config.cohort.sheet, run, tmp_path, recalibrate_on=None, progress=Silent())
+
+
+@pytest.mark.slow
+def test_marker_without_labels_here_says_why(run: FrozenRun, elsewhere: Path, tmp_path: Path) -> None:
+    shutil.copytree(elsewhere.parent, tmp_path / "cohort")
+    sheet = pd.read_csv(tmp_path / "cohort" / "cohort.csv", dtype=str).drop(columns=["idh"])
+    sheet.iloc[:3].to_csv(tmp_path / "cohort" / "cohort.csv", index=False)
+    done = CliRunner().invoke(
+        app,
+        ["evaluate", str(run.folder), str(tmp_path / "cohort" / "cohort.csv"), "--out", str(tmp_path / "o"), "--json"],
+    )
+    assert done.exit_code == 0, done.output
+    rows = {row["figure"]: row for row in json.loads(done.stdout)}
+    assert rows["AUC idh"]["value"] == "not measured" and rows["Dice"]["n"] == 3
+    assert "lacks the column" in read_json(tmp_path / "o" / "validation.json")["markers"]["idh"]["not_measured"]
+
+
+@pytest.mark.parametrize("text", ["site", "=B", "site="])
+def test_part_that_is_no_part_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected COLUMN=VALUE"):
+        Part.parse(text)
+
+
+def test_part_nobody_belongs_to_is_refused(run: FrozenRun, elsewhere: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="site=Z: no case"):
+        validate_run(elsewhere, run, tmp_path, recalibrate_on=Part.parse("site = Z"), progress=Silent())
+
+
+def test_recalibration_undoes_a_planted_miscalibration() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 1.5, 4000)
+    labels = (generator.random(4000) < 1 / (1 + np.exp(-logits))).astype(int)
+    wrong = 1 / (1 + np.exp(-(3 * logits + 1)))
+    slope, intercept = fit_recalibration(labels[:2000], wrong[:2000])
+    assert slope == pytest.approx(1 / 3, abs=0.05) and intercept == pytest.approx(-1 / 3, abs=0.12)
+    right = recalibrate(wrong[2000:], slope, intercept)
+    assert calibration_slope(labels[2000:], right) == pytest.approx(1, abs=0.12)
+    assert calibration_intercept(labels[2000:], right) == pytest.approx(0, abs=0.12)
+    assert auc(labels[2000:], right) == pytest.approx(auc(labels[2000:], wrong[2000:]))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"), [([0, 2], [4, 6], 2 * 2**0.5), ([1, 1], [1, 1], None), ([1], [1, 2], None)]
+)
+def test_standardised_difference_is_cohens_d(first: list[float], second: list[float], expected: float | None) -> None:
+    found = standardised_difference(np.array(first, dtype=float), np.array(second, dtype=float))
+    assert found == (None if expected is None else pytest.approx(expected))
