@@ -300,6 +300,27 @@ def test_classify_draws_grad_cam_as_png_and_nifti_and_checks_it(finished):
         assert row["similarity_with_randomised_weights"] is None or row["similarity_with_randomised_weights"] < 0.95
 
 
+def test_report_shows_baselines_reliability_subgroups_and_grad_cam(finished):
+    from types import SimpleNamespace
+
+    from glioma_nas.report import marker_section
+    from glioma_nas.report.page import Page, render
+    from glioma_nas.report.records import _read_marker
+
+    root, _ = finished
+    records = SimpleNamespace(markers={"idh": _read_marker(root / "classify", "idh")})
+    section = marker_section.build(records, context(root).config)
+    tables = {block.name: block for block in section.blocks if block.kind == "table"}
+    assert {"marker_idh", "baselines_idh", "subgroups_idh"} <= set(tables)
+    assert len(tables["baselines_idh"].rows) == 3
+    figures = {item.figure.name for block in section.blocks if block.kind == "figures" for item in block.pictures}
+    assert "reliability_idh" in figures
+    assert len([name for name in figures if name.startswith("grad_cam_idh_")]) == 2
+    html = render(Page("t", "s", (), "Research use only", (), [section]))
+    assert "Similarity with randomised weights" in html and "not beaten" in html
+    (root / "page.html").write_text(html)
+
+
 def test_classify_integrates_markers_into_a_subtype(tmp_path):
     write_preprocess(
         tmp_path / "preprocess",

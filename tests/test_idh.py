@@ -101,7 +101,7 @@ def test_idh_prediction_is_refused_when_fold_is_not_trained(tmp_path):
 def test_idh_finds_a_planted_signal(tmp_path, mode):
     cases = phantom_cases(32, n_slices=4, signal=3.0)
     evaluator = build_evaluator("idh", SETTINGS, {"mode": mode})
-    patients = patient_level(evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path))
+    patients = patient_level(evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path, tune=False))
     assert auc(patients["label"], patients["probability"]) > 0.9
 
 
@@ -109,5 +109,5 @@ def test_idh_finds_a_planted_signal(tmp_path, mode):
 def test_idh_stays_near_chance_when_there_is_no_signal(tmp_path):
     cases = phantom_cases(48, n_slices=4, signal=0.0)
     evaluator = build_evaluator("idh", SETTINGS, {"metadata": False})
-    patients = patient_level(evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path))
+    patients = patient_level(evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path, tune=False))
     assert 0.2 < auc(patients["label"], patients["probability"]) < 0.8

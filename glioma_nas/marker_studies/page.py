@@ -90,7 +90,7 @@ def write_page(result: StudyResult, central_weights: Mapping[str, Sequence[float
 def roc_figure(result: StudyResult) -> Figure:
     """Draw the ROC curve of every row and baseline."""
     alt = f"ROC curves of {result.table.title}"
-    with chart("roc", alt, width_in=6.2, height_in=4.2) as drawing:
+    with chart("roc", alt, width_in=7.6, height_in=4.2) as drawing:
         axes = drawing.axes
         axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (2, 3)))
         for index, (name, rows) in enumerate(result.analysis.patients.items()):
@@ -147,14 +147,15 @@ def weights_figure(weights: Mapping[str, Sequence[float]]) -> Figure:
             axes.bar(places, shares, width=0.23, color=SERIES[offset], label=name)
         axes.set_xticks(range(1, 5), [f"stage {stage}" for stage in range(1, 5)])
         axes.set_ylabel("share of the weighted sum")
-        axes.legend()
+        axes.set_ylim(0, 1.35 * max(map(max, weights.values())))
+        axes.legend(ncols=3, loc="upper left")
     return drawing.figure
 
 
 def _table(result: StudyResult) -> Table:
     def beside(figure: str) -> list[Column]:
         return [
-            number(figure, figure.replace("_", " ").capitalize(), 3),
+            number(figure, "AUC" if figure == "auc" else figure.capitalize(), 3),
             interval(f"{figure}_low", f"{figure}_high", 3),
             Column("Source", lambda row: show_number(row.get(f"{figure}_in_source"), 3) or "-", numeric=True),
         ]

@@ -94,7 +94,7 @@ class ClassifierSuite:
     classifier: ClassVar[str]
     options: ClassVar[Mapping[str, Any]] = {}
     settings: ClassVar[ClassifierSettings] = ClassifierSettings(
-        sequences=("t1ce", "flair"), epochs=1, batch_size=8, slices_per_case=2, image_size_px=32
+        sequences=("t1ce", "flair"), epochs=1, batch_size=8, slices_per_case=2, image_size_px=32, inner_folds=2
     )
 
     def build(self) -> MarkerEvaluator:
