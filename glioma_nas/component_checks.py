@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import ConfigError, did_you_mean
@@ -42,6 +43,15 @@ def check_components(config: RunConfig, stages: Collection[str]) -> None:
         resolve_device(config.device)
 
 
+class _LatencyToCome:
+    """Stand where the profiler will stand, so that options that need one can be checked before there is one."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise RuntimeError(f"a strategy asked for the latency ({name}) before it was measured")
+
+
 def _check_search(config: RunConfig) -> None:
     from glioma_nas import registry
     from glioma_nas.seeding import isolated_torch_rng
@@ -50,9 +60,8 @@ def _check_search(config: RunConfig) -> None:
     with isolated_torch_rng(config.seed, "check"):
         build_space(config)
     registry.evaluators.get("segmentation")
-    # Without latencies, which are not measured yet; every other option is checked.
-    unpriced = config.search.model_copy(update={"latency_weight": 0.0})
-    build_strategy(config.model_copy(update={"search": unpriced}), profiler=None, seed=config.seed)
+    # Latencies are not measured yet: whoever asks for one already here fails loudly.
+    build_strategy(config, profiler=_LatencyToCome(), seed=config.seed)
 
 
 def _check_training(config: RunConfig) -> None:

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from test_one_shot import SizeProfiler, make_evaluator, make_space
+from test_search_stage import make_config
 
+from glioma_nas.component_checks import check_components
 from glioma_nas.errors import ConfigError, SearchError
 from glioma_nas.evaluators.segmentation_module import SegmentationModule
 from glioma_nas.nni_bridge import explore
@@ -296,6 +298,15 @@ def test_missed_window_is_noted(prepared: Path, tmp_path: Path, caplog: pytest.L
 def test_impossible_option_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         darts(make_space(), **options)
+
+
+def test_options_that_need_latencies_pass_the_check_before_there_are_any(tmp_path: Path) -> None:
+    options = {"latency_window_ms": [5, 8], "latency_limit_ms": 9.0}
+    check_components(make_config(tmp_path, "co_search", strategy_options=options), ["latency", "search"])
+    with pytest.raises(ConfigError, match="must start above 0"):
+        check_components(
+            make_config(tmp_path, "co_search", strategy_options=options, latency_weight=0), ["latency", "search"]
+        )
 
 
 def test_latency_limit_without_a_profiler_is_refused() -> None:
