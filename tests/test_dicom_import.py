@@ -21,6 +21,7 @@ from glioma_nas.dicom.sequence_rules import recognise
 from glioma_nas.dicom.series import Series
 from glioma_nas.errors import CohortError, StorageError
 from glioma_nas.privacy.pseudonyms import Pseudonyms
+from glioma_nas.testing.phantoms import write_nifti
 
 PSEUDONYMS = Pseudonyms(bytes(range(32)))
 
@@ -167,13 +168,20 @@ def test_two_studies_are_two_cases_of_one_patient_and_labels_join_by_patient(tmp
         from pydicom.uid import generate_uid
 
         write_series(tmp_path / "in" / folder, study=generate_uid(), number=1, patient=patient, **SERIES["flair"])
-    (tmp_path / "labels.csv").write_text(f"PatientID,idh,sex\n{PATIENT},mutant,F\n")
+    write_nifti(tmp_path / "drawn.nii.gz", np.ones((32, 32, 8), np.uint8))
+    (tmp_path / "labels.csv").write_text(
+        f"PatientID,idh,sex,mask\n{PATIENT},mutant,F,drawn.nii.gz\nother,,,drawn.nii.gz\nthird,,,gone.nii.gz\n"
+    )
     result = import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS, clinical=tmp_path / "labels.csv", workers=2)
     rows = rows_of(tmp_path / "out" / "cohort.csv")
     assert len(rows) == 3 and len({row["patient_id"] for row in rows}) == 2
     of_patient = [row for row in rows if row["patient_id"] == PSEUDONYMS.patient(PATIENT)]
     assert [(row["idh"], row["sex"]) for row in of_patient] == [("mutant", "F")] * 2
-    assert any("1 of 2 patients are not in labels.csv" in problem for problem in result.problems)
+    (other,) = [row for row in rows if row not in of_patient]
+    assert other["mask"] == f"{other['case_id']}/mask.nii.gz"
+    assert np.asarray(nib.load(tmp_path / "out" / other["mask"]).dataobj).all()
+    assert [row["mask"] for row in of_patient] == ["", ""]
+    assert any("its patient has 2 cases, so the mask is nobody's" in problem for problem in result.problems)
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ from glioma_nas.dicom.conversion import ConversionTask, convert_series
 from glioma_nas.dicom.review_sheet import REVIEW_SHEET, Entry, with_choices, with_corrections, write_review
 from glioma_nas.dicom.sequence_rules import recognise
 from glioma_nas.dicom.series import Listing, list_series
-from glioma_nas.errors import CohortError
+from glioma_nas.errors import CohortError, ImageError
 from glioma_nas.files import read_json, sha256_text, write_json, write_text
+from glioma_nas.privacy.nifti_header import scrub_nifti
 from glioma_nas.privacy.pseudonyms import Pseudonyms
 from glioma_nas.progress import Progress, Silent
 from glioma_nas.worker_pool import outcomes
@@ -67,7 +68,8 @@ def import_dicom(
         source: Folder, or a .zip or .tar archive.
         out: Gets ``series.csv``, ``cohort.csv``, ``import.json`` and ``CASE/SEQUENCE.nii.gz``.
         pseudonyms: Makes the case and patient ids; None keeps PatientID, made harmless as a folder name.
-        clinical: Sheet of labels whose ``patient_id`` is the PatientID in the headers.
+        clinical: Sheet of labels whose ``patient_id`` is the PatientID in the headers; a column ``mask`` may name a
+            NIfTI mask for each patient, relative to the sheet, which is copied with a clean header.
         review_only: Write ``series.csv`` and stop before converting.
         workers: Processes that convert.
         progress: Where to report.
@@ -91,10 +93,12 @@ def import_dicom(
         problems = [*_oddities(listing), *_doubts(entries)]
         if review_only:
             return ImportResult(tuple(entries), tuple(problems), 0, 0)
-        labels = _clinical_labels(clinical) if clinical is not None else {}
+        labels, masks = _clinical_sheet(clinical) if clinical is not None else ({}, {})
         failed, n_converted = _convert(entries, out, workers, progress)
     problems += [f"case {case_id}: {name}: {text}" for (case_id, name), text in failed.items()]
-    n_cases = _write_cohort(out, entries, set(failed), labels)
+    copied, mask_problems = _copy_masks(out, entries, masks)
+    problems += mask_problems
+    n_cases = _write_cohort(out, entries, set(failed), labels, copied)
     if labels:
         known = {entry.series.patient_id for entry in entries}
         if absent := len(known - set(labels)):
@@ -200,8 +204,34 @@ def _convert(
     return failed, len(tasks) - len(failed)
 
 
+def _copy_masks(out: Path, entries: Sequence[Entry], masks: Mapping[str, Path]) -> tuple[dict[str, str], list[str]]:
+    """Copy each patient's mask beside its scans; return case id → path below ``out``, and what could not be done."""
+    cases: dict[str, set[str]] = {}
+    for entry in entries:
+        if entry.use:
+            cases.setdefault(entry.series.patient_id, set()).add(entry.case_id)
+    copied: dict[str, str] = {}
+    problems = []
+    for patient in sorted(set(masks) & set(cases)):
+        case_id, *others = sorted(cases[patient])
+        if others:
+            problems.append(f"case {case_id}: its patient has {len(others) + 1} cases, so the mask is nobody's; add it")
+            continue
+        try:
+            scrub_nifti(masks[patient], out / case_id / "mask.nii.gz")
+        except ImageError as err:
+            problems.append(f"case {case_id}: mask: {str(err).replace(f'{masks[patient]}: ', '')}")
+            continue
+        copied[case_id] = f"{case_id}/mask.nii.gz"
+    return copied, problems
+
+
 def _write_cohort(
-    out: Path, entries: Sequence[Entry], failed: set[tuple[str, str]], labels: Mapping[str, Mapping[str, str]]
+    out: Path,
+    entries: Sequence[Entry],
+    failed: set[tuple[str, str]],
+    labels: Mapping[str, Mapping[str, str]],
+    masks: Mapping[str, str],
 ) -> int:
     before = _columns_added_by_hand(out / COHORT_SHEET)
     rows: dict[str, dict[str, str]] = {}
@@ -212,6 +242,7 @@ def _write_cohort(
         row[entry.use] = f"{entry.case_id}/{entry.use}.nii.gz"
         row.setdefault("age", _shown_age(entry.series.age))
         row.setdefault("sex", entry.series.sex)
+        row["mask"] = masks.get(entry.case_id, "")
         for name, value in {**labels.get(entry.series.patient_id, {}), **before.get(entry.case_id, {})}.items():
             row[name] = value
     if not rows:
@@ -246,16 +277,22 @@ def _columns_added_by_hand(path: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def _clinical_labels(path: Path) -> dict[str, dict[str, str]]:
+def _clinical_sheet(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, Path]]:
+    """Return the labels and the mask of each PatientID."""
     header, lines = read_spreadsheet(path)
     names = {heading: known_column(heading) or heading for heading in header}
     if "patient_id" not in names.values():
         raise CohortError(f"{path}: no column 'patient_id' (columns: {', '.join(header)}); it holds DICOM's PatientID")
-    key = next(heading for heading, name in names.items() if name == "patient_id")
-    return {
-        cells[key]: {names[h]: cell for h, cell in cells.items() if names[h] not in ("patient_id", "case_id") and cell}
-        for _, cells in lines
-    }
+    labels: dict[str, dict[str, str]] = {}
+    masks: dict[str, Path] = {}
+    for _, cells in lines:
+        person = {names[heading]: cell for heading, cell in cells.items() if cell}
+        patient = person.pop("patient_id", "")
+        person.pop("case_id", None)
+        if mask := person.pop("mask", ""):
+            masks[patient] = path.parent / mask
+        labels[patient] = person
+    return labels, masks
 
 
 def _shown_age(text: str) -> str:
