@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
 from glioma_nas.errors import ImageError
@@ -235,7 +236,9 @@ def open_nifti(path: Path) -> tuple[Any, int]:
     if not size:
         raise ImageError(f"{path}: not a NIfTI file ({len(raw)} bytes); convert it, for example with dcm2niix")
     try:
-        return _HEADER_SIZES[size.pop()].from_bytes(raw), len(raw)
+        # nibabel writes to the terminal what it mends in a header; what matters of it is checked by whoever reads.
+        with LoggingOutputSuppressor():
+            return _HEADER_SIZES[size.pop()].from_bytes(raw), len(raw)
     except (ImageFileError, HeaderDataError, ValueError, OSError) as err:
         raise ImageError(f"{path}: not readable as NIfTI ({' '.join(str(err).split())}); {_COPY_AGAIN}") from err
 
