@@ -21,7 +21,7 @@ def age_groups(ages: Sequence[float | None]) -> list[str]:
         return [UNKNOWN] * len(ages)
     middle = float(np.median(known))
     return [
-        UNKNOWN if age is None else f"below {middle:g} years" if age < middle else f"{middle:g} years or more"
+        UNKNOWN if age is None else f"below {middle:.3g} years" if age < middle else f"{middle:.3g} years or more"
         for age in ages
     ]
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -103,6 +105,39 @@ def test_idh_finds_a_planted_signal(tmp_path, mode):
     evaluator = build_evaluator("idh", SETTINGS, {"mode": mode})
     patients = patient_level(evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path, tune=False))
     assert auc(patients["label"], patients["probability"]) > 0.9
+
+
+def cases_with_decoys(n_patients, *, seed):
+    """Add discs as bright as a tumour may be, each bright or not at random: only the mask tells which one is meant."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:32, :32]
+    cases = []
+    for case in phantom_cases(n_patients, n_slices=3, signal=2.5, seed=seed):
+        images = case.images.copy()
+        for _ in range(5):
+            centre = generator.uniform(5, 27, size=2)
+            disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= generator.uniform(4, 6) ** 2
+            decoy = disc & (case.mask[0] == 0)
+            images[:, 0] += 2.5 * float(generator.integers(2)) * decoy
+            images[:, 1] += decoy
+        cases.append(replace(case, images=images))
+    return cases
+
+
+@pytest.mark.slow
+def test_idh_from_images_and_true_masks_beats_images_alone_over_seeds(tmp_path):
+    areas = {"MIX": [], "IMG": []}
+    for seed in range(2):
+        cases = cases_with_decoys(40, seed=seed)
+        for mode, found in areas.items():
+            evaluator = build_evaluator("idh", SETTINGS, {"mode": mode, "metadata": False})
+            frame = evaluator.cross_validate(
+                cases, phantom_folds(cases), folder=tmp_path / f"{mode}{seed}", seed=seed, tune=False
+            )
+            patients = patient_level(frame)
+            found.append(auc(patients["label"], patients["probability"]))
+    gaps = [mix - img for mix, img in zip(areas["MIX"], areas["IMG"], strict=True)]
+    assert min(gaps) > 0 and np.mean(gaps) > 0.05, areas
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ BASELINE = "age and sex"
 _HEADINGS = {
     "auc": "AUC",
     "auc_within_folds": "AUC within folds",
+    "pr_auc": "PR-AUC",
     "kappa": "Cohen's κ",
     "mcc": "Matthews' correlation",
     "brier": "Brier score (lower is better)",
