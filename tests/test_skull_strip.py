@@ -104,7 +104,7 @@ def test_brain_is_found_in_the_sequence_asked_for() -> None:
 
 
 def test_mask_that_is_no_brain_is_refused() -> None:
-    with pytest.raises(ImageError, match="the brain found has 168 ml, expected 600 to 2200; look at the scan"):
+    with pytest.raises(ImageError, match="the brain found has 168 ml, expected 600 to 2500; look at the scan"):
         LowerHalf().apply(volumes(side_mm=1.0), PreprocessConfig())
 
 

@@ -14,7 +14,7 @@ from glioma_nas.errors import ImageError
 from glioma_nas.grids import spacing_mm
 from glioma_nas.images import Affine, FloatVolume
 
-BRAIN_ML = (600.0, 2200.0)
+BRAIN_ML = (600.0, 2500.0)
 """Volumes between which a brain mask is believable; adult intracranial contents lie between about 1000 and 1900 ml."""
 
 
