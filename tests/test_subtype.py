@@ -146,6 +146,23 @@ def test_tau_out_of_range_is_refused(tau):
         Cns5Rules(tau=tau)
 
 
+def test_report_says_how_many_were_called_and_repeats_the_disclaimer():
+    from glioma_nas.report.document import Section
+    from glioma_nas.report.marker_section import add_subtype
+    from glioma_nas.report.page import Page, render
+
+    section = Section("markers", "Markers")
+    numbers = {"n_patients": 40, "n_called": 31, "n_comparable": 29, "n_agree_with_known_markers": 24}
+    add_subtype(
+        section,
+        {"rules": "cns5_2021", "tau": 0.6, "n_left_out_marker_not_predicted": 2, "disclaimer": DISCLAIMER, **numbers},
+    )
+    html = render(Page("t", "s", (), "d", (), [section]))
+    assert "24 of 29 that can be compared" in html and DISCLAIMER in html
+    add_subtype(section, None)
+    assert section.missing == ["Integrated subtype"]
+
+
 def test_rules_are_registered_with_a_description():
     entry = next(entry for entry in subtypes.entries() if entry.name == "cns5_2021")
     assert "CNS5" in entry.summary

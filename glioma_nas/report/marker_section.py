@@ -54,7 +54,34 @@ def build(records: RunRecords, config: RunConfig) -> Section:
         return section
     for name, marker in config.classify.markers.items():
         _add_marker(section, name, marker, records.markers[name], config)
+    if config.classify.subtype is not None:
+        add_subtype(section, records.manifests.get("classify", {}).get("results", {}).get("subtype"))
     return section
+
+
+def add_subtype(section: Section, summary: Mapping[str, Any] | None) -> None:
+    """Say how many patients got an integrated subtype, and how many of them the known markers confirm."""
+    if summary is None:
+        section.add_missing("Integrated subtype")
+        return
+    section.add(
+        Subheading("Integrated subtype"),
+        Caution(summary["disclaimer"]),
+        Facts(
+            (
+                ("Rules", summary["rules"]),
+                ("Called from probability", f"{summary['tau']:g}"),
+                ("Patients", str(summary["n_patients"])),
+                ("Called", str(summary["n_called"])),
+                (
+                    "As the known markers say",
+                    f"{summary['n_agree_with_known_markers']} of {summary['n_comparable']} that can be compared",
+                ),
+                ("Left out, a marker not predicted", str(summary["n_left_out_marker_not_predicted"])),
+            )
+        ),
+        Paragraph("One row a patient, with the most informative next test, is in classify/subtype.csv."),
+    )
 
 
 def baseline_sentence(found: MarkerRecords) -> tuple[str, bool] | None:
