@@ -157,7 +157,8 @@ def incomplete_cohort(tmp_path: Path, rule: str) -> CohortConfig:
 def test_select_complete_stops_at_a_missing_sequence_by_default(tmp_path: Path) -> None:
     config = incomplete_cohort(tmp_path, "error")
     with pytest.raises(
-        CohortError, match=r"case B has no t1ce; add the file, or set .*'exclude' or 'zero' \(and 1 more\)"
+        CohortError,
+        match=r"case B has no t1ce; add the file, or set .*'exclude', 'zero', 'indicator' or 'drop' \(and 1 more\)",
     ):
         select_complete(read_cohort(config), config)
 

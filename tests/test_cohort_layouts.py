@@ -252,6 +252,27 @@ def test_archive_in_place_of_a_sheet_is_refused(tmp_path: Path) -> None:
         read_cohort(config(tmp_path / "cohort.zip"))
 
 
+@pytest.mark.parametrize(
+    ("age", "sex", "expected"),
+    [
+        ("045Y", "male", (45.0, "M")),
+        ("018M", "Female", (1.5, "F")),
+        ("026W", "O", (26 * 7 / 365.25, None)),
+        ("n/a", "other", (None, None)),
+        ("", "unknown", (None, None)),
+    ],
+)
+def test_ages_and_sexes_are_read_as_dicom_and_bids_write_them(
+    tmp_path: Path, age: str, sex: str, expected: tuple[float | None, str | None]
+) -> None:
+    touch(tmp_path, "t1ce.nii.gz", "flair.nii.gz")
+    (tmp_path / "c.csv").write_text(
+        f"case_id,patient_id,t1ce,flair,age,sex\nA,P,t1ce.nii.gz,flair.nii.gz,{age},{sex}\n"
+    )
+    (case,) = read_cohort(config(tmp_path / "c.csv")).cases
+    assert (case.age, case.sex) == (pytest.approx(expected[0]) if expected[0] else None, expected[1])
+
+
 @pytest.mark.parametrize("follow", [False, True])
 def test_link_out_of_the_folder_is_refused_unless_allowed(tmp_path: Path, follow: bool) -> None:
     touch(tmp_path, "secret/scan.nii.gz", "set/A/A_t1ce.nii.gz")

@@ -167,6 +167,26 @@ def test_copy_with_flipped_axes_is_found(sound: Path, tmp_path: Path) -> None:
     assert "duplicate-patients" in {finding.code for finding in check(sheet).findings}
 
 
+@pytest.mark.parametrize("rule", ["error", "exclude", "zero", "indicator", "drop"])
+def test_a_missing_sequence_is_an_error_only_where_the_run_would_stop(sound: Path, tmp_path: Path, rule: str) -> None:
+    sheet = copy_of(sound, tmp_path)
+    sheet.write_text(sheet.read_text().replace("P001/t1ce.nii.gz", ""))
+    config = CohortConfig.model_validate({"sheet": sheet, "missing_sequence": rule})
+    found = [item for item in validate_cohort(config, Demands(("t1ce", "flair"))).findings if item.column == "t1ce"]
+    assert [item.severity for item in found] == ["error" if rule == "error" else "warning"]
+
+
+@pytest.mark.parametrize(("one_grid", "severity"), [(True, "error"), (False, "note")])
+def test_scans_on_several_grids_are_an_error_unless_a_step_joins_them(
+    sound: Path, tmp_path: Path, one_grid: bool, severity: str
+) -> None:
+    sheet = copy_of(sound, tmp_path)
+    rewrite(tmp_path / "P001" / "flair.nii.gz", lambda data: data[:, :-1])
+    demands = Demands(("t1ce", "flair"), one_grid=one_grid)
+    found = [item for item in validate_cohort(CohortConfig(sheet=sheet), demands).findings if item.code == "scan-grid"]
+    assert [(item.severity, item.column) for item in found] == [(severity, "flair")]
+
+
 def test_mixed_orientations_are_told(sound: Path, tmp_path: Path) -> None:
     sheet = copy_of(sound, tmp_path)
     for path in (tmp_path / "P002").glob("*.nii.gz"):

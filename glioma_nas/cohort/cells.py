@@ -151,12 +151,12 @@ def read_age(case_id: str, cell: str) -> float | None:
 
 
 def read_sex(case_id: str, cell: str) -> Sex | None:
-    """Read M, F, male or female in any case.
+    """Read M, F, male or female in any case; ``O`` and ``other``, which BIDS and DICOM allow, count as unknown.
 
     Raises:
         CohortError: It is something else and not one of the words for unknown.
     """
-    if cell.lower() in UNKNOWN_VALUES:
+    if cell.lower() in UNKNOWN_VALUES | {"o", "other"}:
         return None
     if cell.lower() not in _SEXES:
         raise CohortError(f"case {case_id}: sex is '{cell}'; expected M or F, or an empty cell when unknown")

@@ -78,7 +78,7 @@ def _missing(task: CaseTask) -> list[Finding]:
             task.missing,
             "missing-sequence",
             f"{name} is missing",
-            "add the file, or set cohort.missing_sequence to 'exclude' or 'zero'",
+            "add the file, or set cohort.missing_sequence to 'exclude', 'zero', 'indicator' or 'drop'",
             case.case_id,
             name,
         )

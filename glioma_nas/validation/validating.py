@@ -21,14 +21,6 @@ from glioma_nas.worker_pool import outcomes
 PAGE = "validation.html"
 RECORD = "validation.json"
 
-_MISSING: Mapping[str, Severity] = {
-    "error": "error",
-    "exclude": "warning",
-    "zero": "warning",
-    "indicator": "warning",
-    "drop": "warning",
-}
-
 
 @dataclass(frozen=True)
 class Demands:
@@ -127,7 +119,8 @@ def validate_cohort(
     ]
     if not cohort.cases and not findings:
         raise CohortError(f"{config.sheet}: holds no rows below the header; add one line for each case")
-    missing: Severity = _MISSING[config.missing_sequence] if demands.sequences else "warning"
+    # Without a configuration nobody has said yet what to do about it.
+    missing: Severity = "error" if demands.sequences and config.missing_sequence == "error" else "warning"
     present = tuple(name for name in wanted if name in cohort.sequences)
     tasks = [CaseTask(case, present, missing, config.mask_labels, demands.one_grid) for case in cohort.cases]
     reports: dict[int, CaseReport] = {}
