@@ -4,7 +4,7 @@
 
 Three questions, each over all seeds:
 
-* ``planted``: the space offers a convolution, a zoomed one, a *blank* operator that always gives zeros, and a *slow*
+* ``planted``: the space offers a convolution, a zoomed one, one that gives *noise*, and a *slow*
   one, the same function as the convolution at several times its cost. How often does each stand in the student?
 * ``lambda``: with λ raised twice, does the measured latency of the student fall, and is λ = 0 the most accurate?
 * ``baseline``: `co_search` against `random_with_shared_weights`, as many optimiser steps each.
@@ -47,18 +47,23 @@ SEQUENCES = ("t1ce", "flair")
 IMAGE_SIZE_PX = 64
 BATCH = 8
 REPEATS = 6
-OPERATORS = ("conv3x3", "zoomed_conv", "blank", "slow")
+OPERATORS = ("conv3x3", "zoomed_conv", "noise", "slow")
 LAMBDAS = (0.0, 0.01, 1.0)
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 % quantile of Student's t for n values
 
 
-@registry.operators.register("blank")
-class Blank(Conv3x3):
-    """Useless by construction: the cost of a convolution, and zeros."""
+@registry.operators.register("noise")
+class Noise(Conv3x3):
+    """Useless by construction: the cost of a convolution, and noise that knows nothing of the input.
+
+    Zeros would not do: batch norm in the next cell undoes whatever weight they take from a mixture, so that no search
+    by mixtures could tell them from a part of the operator beside them.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C_in, H, W) to zeros (N, C_out, H/stride, W/stride)."""
-        return 0.0 * super().forward(x)
+        """Map (N, C_in, H, W) to noise (N, C_out, H/stride, W/stride)."""
+        output = super().forward(x)
+        return torch.randn_like(output) + 0.0 * output
 
 
 @registry.operators.register("slow")
