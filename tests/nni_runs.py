@@ -88,7 +88,7 @@ class Nni:
 
     def _run(self, command: list[str], check: bool, extra: dict[str, str]) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command, env={**self.environment, **extra}, capture_output=True, text=True, timeout=300, check=False
+            command, env={**self.environment, **extra}, capture_output=True, text=True, timeout=600, check=False
         )
         if check and done.returncode:
             raise AssertionError(f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}")
@@ -145,7 +145,7 @@ def nni_in(folder: Path) -> Iterator[Nni]:
 
 
 def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + 3 * timeout_s  # the figures are for an idle machine
     while time.monotonic() < deadline:
         if value := condition():
             return value

@@ -26,6 +26,7 @@ from glioma_nas.nni_experiments.experiment_folder import ExperimentOptions, arch
 from glioma_nas.nni_experiments.loopback import exposed_addresses, guarded_environment, install_guard, remove_guard
 from glioma_nas.nni_experiments.trial_channel import TrialChannel
 from glioma_nas.nni_experiments.trial_metrics import FINAL_KEYS, TrialResult, intermediate_metrics
+from glioma_nas.nni_experiments.trial_pages import TrialBoard
 from glioma_nas.nni_experiments.trial_run import sampled_architecture
 from glioma_nas.nni_experiments.trial_settings import TrialSettings, load_trial_settings
 from glioma_nas.registry import search_spaces
@@ -413,3 +414,21 @@ def test_trial_without_parameters_says_so(nni_side: RecordingChannel, monkeypatc
     monkeypatch.setattr(RecordingChannel, "parameters", None)
     with pytest.raises(GliomaNasError, match="NNI gave this trial no hyper-parameters"):
         TrialChannel()
+
+
+@pytest.mark.slow
+def test_tensorboard_keeps_what_an_interrupted_trial_wrote(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = TrialBoard(tmp_path)
+    assert first.is_new
+    first.add_epoch("search", 0, {"loss": 1.0})
+    first.__exit__()
+    with TrialBoard(tmp_path) as again:
+        assert not again.is_new
+        again.add_epoch("search", 1, {"loss": 0.5})
+        again.add_epoch("train", 2, {"loss": 0.7})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(item.step, item.value) for item in events.Scalars("search/loss")] == [(0, 1.0), (1, 0.5)]
+    assert [item.step for item in events.Scalars("train/loss")] == [2]

@@ -207,6 +207,21 @@ def test_plain_nnictl_starts_the_same_folder_and_the_guard_closes_its_door(nni: 
     nni.nnictl("stop", record["id"])
 
 
+def test_manager_that_listens_elsewhere_is_refused_before_it_gets_the_experiment(nni: Nni, tmp_path: Path) -> None:
+    listen = "import socket, time; s = socket.create_server(('0.0.0.0', 0)); time.sleep(300)"
+    leak = tmp_path / "leak.js"
+    start = f"require('child_process').spawn({sys.executable!r}, ['-c', {listen!r}])"
+    leak.write_text(f"if (process.argv[1].endsWith('main.js')) {start};")
+    folder = write_light_experiment(tmp_path / "leaking", ["fine"])
+    done = nni.call("nni", "create", folder, check=False, NODE_OPTIONS=f"--require {leak}")
+    assert done.returncode == 2
+    assert "refused: NNI listens on 0.0.0.0:" in done.stderr
+    assert not list(folder.glob("experiments/*/environments/*/trials/*"))
+    assert nni.records() == []
+    leaks = [process for process in psutil.process_iter() if listen in process.cmdline()]
+    assert leaks == []
+
+
 def test_exposing_needs_a_yes_and_serves_that_address_alone(nni: Nni, tmp_path: Path) -> None:
     addresses = [
         item.address

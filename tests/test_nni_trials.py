@@ -61,14 +61,18 @@ def output_of(trial: dict[str, Any]) -> Path:
 
 def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_path: Path) -> None:
     experiment = tmp_path / "experiment"
-    nni.call("nni", "config", write_run(tmp_path), "--out", experiment, "--trials", 2, "--seeds", 2)
+    nni.call(
+        *("nni", "config", write_run(tmp_path), "--out", experiment, "--trials", 3, "--tuner", "GridSearch"),
+        *("--strategy", "co_search", "--strategy", "nni.gumbel_darts", "--search", "strategy"),
+    )
     code = "".join(path.read_text() for path in (experiment / "code").rglob("*") if path.is_file())
     assert "cohort.csv" not in code and "P001" not in code
     record = nni.start(experiment)
     epochs = until(lambda: list(experiment.glob("trials/*/epochs.json")), 120, "the first epoch of a trial")[0]
     os.kill(record["pid"], signal.SIGKILL)
     done = nni.call("nni", "resume", record["id"])
-    assert "2 SUCCEEDED" in done.stdout
+    # NNI's grid proposes the interrupted trial's parameters again; that one finds the result and shows the whole curve.
+    assert "3 SUCCEEDED" in done.stdout
     rows = [(row["stage"], row["epoch"]) for row in json.loads(epochs.read_text())]
     assert rows == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
 
@@ -79,12 +83,16 @@ def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_pa
         assert metrics["latency_p95_ms"] >= metrics["latency_ms"] > 0
         output = output_of(trial)
         assert "<svg" in (output / "report.html").read_text() and (output / "architecture.svg").is_file()
-        assert tensorboard_tags(output / "tensorboard") >= {"architecture", "search/loss_weights", "train/loss"}
+        expected = {"architecture", "search/loss_weights", "train/loss"}
+        if "co_search" in trial["hyperParameters"][0]:
+            expected |= {"student/alpha, operators", "student/gamma, widths", "teacher/beta, inputs"}
+        assert tensorboard_tags(output / "tensorboard") >= expected
     nni.nnictl("experiment", "export", after["id"], "-t", "csv", "-i", "-f", tmp_path / "all.csv")
     with (tmp_path / "all.csv").open() as handle:
         table = list(csv.DictReader(handle))
-    assert len(table) == 2
-    assert set(table[0]) >= {"default", "dice", "latency_ms", "seed", "latency_weight", "intermediate", "auc_idh"}
+    assert len(table) == 3
+    assert set(table[0]) >= {"default", "dice", "latency_ms", "seed", "intermediate", "auc_idh"}
+    assert {row["strategy"] for row in table} == {"co_search", "nni.gumbel_darts"}
     assert all(row["intermediate"].count('"epoch"') == 6 for row in table)
     look_at_web_ui(after["port"], tmp_path)
 
@@ -138,7 +146,7 @@ def look_at_web_ui(port: int, shots: Path) -> None:
             assert (shots / f"{name}.png").stat().st_size > 10_000  # not a blank page
 
         driver.get(f"http://127.0.0.1:{port}/oview")
-        until(lambda: "DONE" in text() and text().count("SUCCEEDED") == 2, 30, "the overview")
+        until(lambda: "DONE" in text() and text().count("SUCCEEDED") == 3, 30, "the overview")
         shoot("overview")
 
         driver.get(f"http://127.0.0.1:{port}/detail")
@@ -155,7 +163,7 @@ def look_at_web_ui(port: int, shots: Path) -> None:
 
         press("Hyper-parameter")
         axes = lambda: {item.text for item in driver.find_elements(By.CSS_SELECTOR, "svg text")}  # noqa: E731
-        until(lambda: {"latency_weight", "seed", "default", "dice"} <= axes(), 30, "the hyper-parameter chart")
+        until(lambda: {"strategy", "co_search", "default", "dice"} <= axes(), 30, "the hyper-parameter chart")
         shoot("hyper_parameters")
 
         press("Intermediate result")

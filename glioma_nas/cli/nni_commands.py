@@ -40,7 +40,7 @@ def write_config(
     kind: Annotated[str, typer.Option("--kind", help="co-search or architecture")] = "co-search",
     trials: Annotated[int, typer.Option("--trials", help="trials in total")] = 20,
     concurrency: Annotated[int, typer.Option("--concurrency", help="trials at a time")] = 1,
-    tuner: Annotated[str, typer.Option("--tuner", help="TPE, Evolution, Random, GridSearch or Anneal")] = "TPE",
+    tuner: Annotated[str, typer.Option("--tuner", help="TPE, Evolution, Random or GridSearch")] = "TPE",
     assessor: Annotated[str | None, typer.Option("--assessor", help="Medianstop or Curvefitting")] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="co-search: seeds to choose from")] = 3,
     strategy: Annotated[

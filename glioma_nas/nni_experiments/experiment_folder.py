@@ -44,9 +44,8 @@ TUNERS: dict[str, dict[str, Any]] = {
     "Evolution": {"optimize_mode": "maximize", "population_size": 16},
     "Random": {},
     "GridSearch": {},
-    "Anneal": {"optimize_mode": "maximize"},
 }
-"""NNI tuners that can sample choices, with the options they need; TPE and the others minimise unless told otherwise."""
+"""NNI tuners that can sample choices, with the options they need; TPE and Evolution minimise unless told otherwise."""
 
 ASSESSORS: dict[str, dict[str, Any]] = {
     "Medianstop": {"optimize_mode": "maximize", "start_step": 5},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from glioma_nas.nni_experiments.manager_process import (
     checked_port,
     end_leftovers,
     free_port,
+    is_free,
+    kill_tree,
     last_line,
     one_start_at_a_time,
     refuse_exposure,
@@ -35,6 +38,7 @@ STOP_TIMEOUT_S = 60.0
 MIN_FREE_BYTES = 500_000_000
 """NNI's records, every trial's output and one checkpoint for each running trial."""
 
+_PORT_ATTEMPTS = 5
 _CONTROL_CHANNEL_PLATFORMS = ("remote", "hybrid", "kubeflow", "frameworkcontroller", "openpai", "adl")
 
 
@@ -224,17 +228,9 @@ def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, ho
     working.mkdir(parents=True, exist_ok=True)
     _require_disk(working)
     arguments = NniManagerArgs(action, experiment_id, config, 0, False, False, None, None)
-    needs = 2 if arguments.mode in _CONTROL_CHANNEL_PLATFORMS else 1
     log = working / experiment_id / "log"
     with one_start_at_a_time(Path(NNI_HOME_DIR)):
-        arguments.port = free_port(needs) if port is None else checked_port(port, needs)
-        process = spawn(arguments, log, host)
-        try:
-            wait_until_up(process, arguments.port, log)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+        process = _spawn_at_a_port(arguments, log, host, port)
     try:
         refuse_exposure(process.pid, host)
         Experiments().add_experiment(
@@ -249,8 +245,7 @@ def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, ho
         rest.post(arguments.port, "/experiment", config.json())
         refuse_exposure(process.pid, host)
     except BaseException as err:
-        process.kill()
-        process.wait()
+        kill_tree(process)
         end_leftovers(experiment_id)
         if action == "create":
             Experiments().remove_experiment(experiment_id)
@@ -259,6 +254,24 @@ def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, ho
             raise ExperimentError(f"experiment {experiment_id}: NNI refused to start it: {reason}") from err
         raise
     return RunningExperiment(experiment_id, arguments.port, process.pid, host)
+
+
+def _spawn_at_a_port(arguments: Any, log: Path, host: str, port: int | None) -> subprocess.Popen[bytes]:
+    needs = 2 if arguments.mode in _CONTROL_CHANNEL_PLATFORMS else 1
+    for attempt in range(_PORT_ATTEMPTS):
+        arguments.port = free_port(needs) if port is None else checked_port(port, needs)
+        process = spawn(arguments, log, host)
+        try:
+            wait_until_up(process, arguments.port, log)
+        except BaseException as err:
+            kill_tree(process)
+            # Another user's experiment may have taken the port between the look and the start.
+            taken = isinstance(err, ExperimentError) and not is_free(arguments.port)
+            if port is None and taken and attempt + 1 < _PORT_ATTEMPTS:
+                continue
+            raise
+        return process
+    raise AssertionError("the loop returns or raises")
 
 
 def _require_disk(folder: Path) -> None:

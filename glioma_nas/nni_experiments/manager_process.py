@@ -114,7 +114,7 @@ def refuse_exposure(pid: int, host: str) -> None:
 def free_port(count: int) -> int:
     """Return the first of ``count`` consecutive free ports from 8080 on."""
     for port in range(_FIRST_PORT, 65536 - count):
-        if all(_is_free(port + offset) for offset in range(count)):
+        if all(is_free(port + offset) for offset in range(count)):
             return port
     raise ExperimentError("no free port between 8080 and 65535")
 
@@ -126,12 +126,13 @@ def checked_port(port: int, count: int) -> int:
         ExperimentError: It, or one of the ``count - 1`` after it, is taken.
     """
     for number in range(port, port + count):
-        if not _is_free(number):
+        if not is_free(number):
             raise ExperimentError(f"port {number} is taken; choose another with --port, or leave it out")
     return port
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Tell whether nobody listens at ``port`` of the loopback address and it can be taken."""
     with socket.socket() as probe:
         # A server that has just ended leaves the port in TIME_WAIT, which does not keep NNI from listening.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -146,6 +147,18 @@ def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(2)
         return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill a manager that was just started, with everything it has started."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
+    for child in children:
+        _quietly(child.kill)
+    process.kill()
+    process.wait()
 
 
 def end_leftovers(experiment_id: str) -> None:

@@ -47,16 +47,21 @@ class TrialChannel:
         self._resumed = bool(self._epochs)
         self._send_new()
 
-    def report_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Report the figures of an epoch."""
+    @property
+    def epochs(self) -> tuple[dict[str, float], ...]:
+        """The figures of every epoch so far, earlier attempts included."""
+        return tuple(self._epochs)
+
+    def report_epoch(self, metrics: Mapping[str, float]) -> int:
+        """Report the figures of an epoch and return its number within the trial, from 0."""
         assert self._epochs_file is not None, "open() comes first"
         # An attempt that was cut off between reporting and its checkpoint does the epoch again, with the same figures.
-        if self._resumed and self._epochs[-1] == dict(metrics):
-            return
+        if not self._resumed or self._epochs[-1] != dict(metrics):
+            self._epochs.append(dict(metrics))
+            write_json(self._epochs_file, self._epochs)
+            self._send_new()
         self._resumed = False
-        self._epochs.append(dict(metrics))
-        write_json(self._epochs_file, self._epochs)
-        self._send_new()
+        return len(self._epochs) - 1
 
     def report_final(self, metrics: Mapping[str, float | None]) -> None:
         """Report the final result."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,16 @@ class TrialBoard:
 
     Args:
         output_folder: ``$NNI_OUTPUT_DIR``.
+
+    Attributes:
+        is_new: Whether no earlier attempt of this trial has left records there.
     """
 
     def __init__(self, output_folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.is_new = not (output_folder / TENSORBOARD_FOLDER).exists()
+        self._step = 0
         self._writer = SummaryWriter(str(output_folder / TENSORBOARD_FOLDER), flush_secs=10)
 
     def __enter__(self) -> TrialBoard:
@@ -35,31 +40,41 @@ class TrialBoard:
     def __exit__(self, *exception: object) -> None:
         self._writer.close()
 
-    def add_epoch(self, stage: str, epoch: int, figures: Mapping[str, float]) -> None:
-        """Draw an epoch's figures as points of their curves."""
-        for name, value in figures.items():
-            self._writer.add_scalar(f"{stage}/{name}", value, epoch)
+    def add_epoch(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
+        """Draw an epoch's figures as points of their curves.
 
-    def add_architecture(self, drawing_png: bytes, probabilities: Path) -> None:
+        Args:
+            stage: ``search`` or ``train``.
+            step: Number of the epoch within the trial: where steps fall back, TensorBoard drops what it has read.
+            figures: By name.
+        """
+        self._step = step
+        for name, value in figures.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def add_architecture(self, drawing_png: bytes, probabilities: Path, choices: Mapping[str, Sequence[Any]]) -> None:
         """Show the architecture, and the search's probabilities as heat maps where it left some.
 
         Args:
             drawing_png: A PNG file.
             probabilities: ``probabilities.json`` of the search stage; an architecture trial has none.
+            choices: Label of the space → what it chooses from.
         """
         from PIL import Image
 
         picture = np.asarray(Image.open(io.BytesIO(drawing_png)).convert("RGB"))
-        self._writer.add_image("architecture", picture, dataformats="HWC")
+        self._writer.add_image("architecture", picture, self._step, dataformats="HWC")
         if probabilities.is_file():
             for role, weights in read_json(probabilities).items():
                 for kind, prefix in (("alpha, operators", "op_"), ("beta, inputs", "in_"), ("gamma, widths", "width_")):
                     rows = {label: row for label, row in weights.items() if label.startswith(prefix)}
                     if rows:
-                        self._writer.add_figure(f"{role}/{kind}", _heat_map(rows, f"{role}: {kind}"))
+                        self._writer.add_figure(
+                            f"{role}/{kind}", _heat_map(rows, choices, f"{role}: {kind}"), self._step
+                        )
 
 
-def _heat_map(rows: Mapping[str, list[float]], title: str) -> Any:
+def _heat_map(rows: Mapping[str, list[float]], choices: Mapping[str, Sequence[Any]], title: str) -> Any:
     from matplotlib.figure import Figure
 
     # Rows of one kind can differ in length: the first layer of a scale has fewer inputs.
@@ -71,8 +86,8 @@ def _heat_map(rows: Mapping[str, list[float]], title: str) -> Any:
     axes = figure.subplots()
     image = axes.imshow(grid, vmin=0, vmax=1, aspect="auto", cmap="viridis")
     axes.set_yticks(range(len(rows)), list(rows), fontsize=7)
-    axes.set_xticks(range(longest))
-    axes.set_xlabel("choice")
+    names = [str(value) for value in max((choices.get(label, ()) for label in rows), key=len)]
+    axes.set_xticks(range(longest), names if len(names) == longest else None, rotation=30, ha="right", fontsize=7)
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, label="probability")
     return figure

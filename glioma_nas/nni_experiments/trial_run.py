@@ -60,6 +60,8 @@ def run_trial(settings_file: Path, channel: TrialChannel) -> None:
     folder = settings.work_folder(parameters)
     with _locked(folder), TrialBoard(channel.output_folder) as board:
         channel.open(folder)
+        for step, epoch in enumerate(channel.epochs if board.is_new else ()):  # of another trial with these parameters
+            board.add_epoch(STAGES[int(epoch["stage"])], step, epoch)
         with _reporting(channel, board, "search"):
             architecture = _architecture(settings, config, parameters, folder)
         with _reporting(channel, board, "train"):
@@ -68,7 +70,8 @@ def run_trial(settings_file: Path, channel: TrialChannel) -> None:
             target_latency_ms=settings.target_latency_ms, target_exponents=settings.target_exponents
         )
         space = build_space(config)
-        board.add_architecture(space.draw_png(architecture), folder / "search" / "probabilities.json")
+        choices = {label: list(mutable.values) for label, mutable in space.simplify().items()}
+        board.add_architecture(space.draw_png(architecture), folder / "search" / "probabilities.json", choices)
         write_trial_page(
             channel.output_folder, parameters, metrics, drawing=space.draw(architecture), run_folder=settings.run_folder
         )
@@ -80,8 +83,8 @@ def run_trial(settings_file: Path, channel: TrialChannel) -> None:
 def _reporting(channel: TrialChannel, board: TrialBoard, stage: str) -> Iterator[None]:
     def report(published_by: str, epoch: int, figures: Mapping[str, float]) -> None:
         if published_by in STAGES:
-            channel.report_epoch(intermediate_metrics(STAGES.index(stage), epoch, figures))
-            board.add_epoch(stage, epoch, figures)
+            metrics = intermediate_metrics(STAGES.index(stage), epoch, figures)
+            board.add_epoch(stage, channel.report_epoch(metrics), metrics)
 
     with listening(report):
         yield
