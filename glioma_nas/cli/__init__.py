@@ -15,6 +15,7 @@ import typer
 # Importing a module of commands adds them to the application.
 from glioma_nas.cli import (  # noqa: F401
     cohort_commands,
+    compare_commands,
     component_commands,
     evaluate_commands,
     fold_commands,

@@ -34,7 +34,7 @@ from glioma_nas.progress import Progress
 from glioma_nas.report.intervals import estimate, mean
 from glioma_nas.seeding import numpy_generator
 from glioma_nas.segmentation_inference import THRESHOLD
-from glioma_nas.segmentation_metrics import dice_coefficient, hd95_mm
+from glioma_nas.segmentation_scores import native_outline, native_scores
 
 CASES_FILE = "cases.csv"
 DRIFT_FILE = "drift.csv"
@@ -155,22 +155,12 @@ def _row(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
             "validation needs other patients"
         )
     probability = ensemble_probabilities(prepared, run).mean(axis=0, dtype=np.float32)
-    outline = (prepared.to_native(probability) >= THRESHOLD).astype(np.uint8)
-    truth = prepared.native_mask()
     row: dict[str, Any] = {
         "case_id": case.case_id,
         "patient_id": case.patient_id,
         "site": case.labels.get(run.config.folds.site_column),
-        "dice": None,
-        "hd95_mm": None,
-        "volume_true_ml": None,
-        "volume_predicted_ml": round(float(outline.sum()) * prepared.native_voxel_ml, 3),
+        **native_scores(prepared, native_outline(prepared, probability)),
     }
-    if truth is not None:
-        spacing = np.linalg.norm(prepared.native_affine[:3, :3], axis=0)
-        row["dice"] = dice_coefficient(outline, truth)
-        row["hd95_mm"] = hd95_mm(outline, truth, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
-        row["volume_true_ml"] = round(float(truth.sum()) * prepared.native_voxel_ml, 3)
     on_slices = (probability >= THRESHOLD).astype(np.uint8)
     for name in run.markers:
         marker = predict_marker(name, prepared, on_slices, run)

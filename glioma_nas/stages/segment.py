@@ -15,7 +15,7 @@ from glioma_nas.images import write_mask
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCase, PreparedCohort
 from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
-from glioma_nas.segmentation_metrics import dice_coefficient, hd95_mm
+from glioma_nas.segmentation_scores import native_outline, native_scores
 from glioma_nas.trained_networks import load_network, network_names
 
 
@@ -65,26 +65,10 @@ def _segment(context: StageContext, network: nn.Module, case: PreparedCase, name
     _save_array(
         context.folder / "masks_prepared" / name / f"{case.case_id}.npy", (probability >= THRESHOLD).astype(np.uint8)
     )
-    mask = (case.to_native(probability) >= THRESHOLD).astype(np.uint8)
+    mask = native_outline(case, probability)
     write_mask(context.folder / "masks" / name / f"{case.case_id}.nii.gz", mask, like=case.reference)
-    # Lengths of the affine's columns: the header's own spacing may disagree with it.
-    spacing_mm = np.linalg.norm(np.asarray(case.native_affine)[:3, :3], axis=0)
-    truth = case.native_mask()
-    row: dict[str, Any] = {
-        "network": name,
-        "case_id": case.case_id,
-        "patient_id": case.patient_id,
-        "fold": fold,
-        "dice": None,
-        "hd95_mm": None,
-        "volume_true_ml": None,
-        "volume_predicted_ml": float(mask.sum()) * case.native_voxel_ml,
-    }
-    if truth is not None:
-        row["dice"] = dice_coefficient(mask, truth)
-        row["hd95_mm"] = hd95_mm(mask, truth, (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])))
-        row["volume_true_ml"] = float(truth.sum()) * case.native_voxel_ml
-    return row
+    known = {"network": name, "case_id": case.case_id, "patient_id": case.patient_id, "fold": fold}
+    return {**known, **native_scores(case, mask)}
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

@@ -1,0 +1,179 @@
+"""The page of a comparison: what each strategy found, how sure that is, and who is on the front."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from glioma_nas import __version__
+from glioma_nas.config import RunConfig
+from glioma_nas.report.document import (
+    Bullets,
+    Figures,
+    Headline,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    interval,
+    number,
+    plural,
+    show_number,
+    text,
+)
+from glioma_nas.report.figures import GREY, SERIES, Figure, chart
+from glioma_nas.report.page import Page, render
+from glioma_nas.report.provenance_section import DISCLAIMER
+
+
+def render_contest(
+    runs: pd.DataFrame, summary: pd.DataFrame, facts: Mapping[str, Any], front: Sequence[int], config: RunConfig
+) -> str:
+    """Return the page as self-contained HTML.
+
+    Args:
+        runs: One row a search.
+        summary: One row a strategy.
+        facts: ``environment``, ``patients``, ``training patients``, ``steps``, ``correlation``.
+        front: Rows of ``runs`` on the Pareto front.
+        config: The base configuration.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    return render(
+        Page(
+            title="Search strategies compared",
+            subtitle="glioma_nas comparison",
+            facts=[
+                ("Made", f"{now:%d %B %Y, %H:%M} UTC".removeprefix("0")),
+                ("Cohort", config.cohort.sheet.name),
+                ("Space", str(config.search.space)),
+                ("glioma_nas", __version__),
+            ],
+            disclaimer=DISCLAIMER,
+            headlines=[_headline(row) for row in _rows(summary.nlargest(3, "dice"))],
+            sections=[_strategies(runs, summary, front), _runs(runs, front), _limits(runs, facts, config)],
+        )
+    )
+
+
+def _headline(row: Mapping[str, Any]) -> Headline:
+    return Headline(
+        str(row["strategy"]),
+        f"Dice {show_number(row['dice'], 3)}",
+        f"{show_number(row['latency_ms'], 2)} ms, {plural(int(row['seeds']), 'seed')}",
+    )
+
+
+def _strategies(runs: pd.DataFrame, summary: pd.DataFrame, front: Sequence[int]) -> Section:
+    section = Section("strategies", "Strategies")
+    section.add(
+        Table(
+            "comparison",
+            "Means over seeds, with the 95 % interval of the mean over seeds (Student's t; none for one seed). Every "
+            "network was trained alike, without distillation, and scored on the same test patients. Latency is "
+            "measured, all networks taking turns. Hypervolume: share of the rectangle up to the slowest run and Dice 1 "
+            "that the strategy's runs dominate.",
+            (
+                text("strategy", "Strategy"),
+                number("seeds", "Seeds"),
+                number("dice", "Dice", 3),
+                interval("dice_low", "dice_high", 3),
+                number("latency_ms", "Latency, ms", 2),
+                interval("latency_ms_low", "latency_ms_high", 2),
+                number("macs_g", "GMAC", 3),
+                number("params_m", "Parameters, M", 3),
+                number("steps", "Steps"),
+                number("search_s", "Search, s"),
+                number("search_peak_mb", "Peak, MB"),
+                number("hypervolume", "Hypervolume", 3),
+            ),
+            _rows(summary),
+        )
+    )
+    section.add(
+        Figures(
+            "Every run; those that no other run beats in both are joined.", [Picture(front_chart(runs, list(front)))]
+        )
+    )
+    return section
+
+
+def front_chart(runs: pd.DataFrame, front: Sequence[int]) -> Figure:
+    """Draw Dice against latency, one colour a strategy, and the Pareto front as a line."""
+    names = list(dict.fromkeys(runs.strategy))
+    best = runs.iloc[list(front)]
+    alt = "; ".join(f"{row.strategy}: Dice {row.dice:.3f} at {row.latency_ms:.2f} ms" for row in best.itertuples())
+    with chart("pareto", f"On the front: {alt}") as drawing:
+        axes = drawing.axes
+        axes.step(best.latency_ms, best.dice, where="post", color=GREY, lw=1.0, zorder=1)
+        for position, name in enumerate(names):
+            own = runs[runs.strategy == name]
+            axes.scatter(
+                own.latency_ms,
+                own.dice,
+                s=26,
+                color=SERIES[position % len(SERIES)],
+                marker="osD^vP*X"[(position // len(SERIES)) % 8],
+                label=name,
+                zorder=2,
+            )
+        axes.set_xlabel("latency, ms (median)")
+        axes.set_ylabel("Dice")
+        axes.legend()
+    figure = drawing.figure
+    assert figure is not None
+    return figure
+
+
+def _runs(runs: pd.DataFrame, front: Sequence[int]) -> Section:
+    section = Section("runs", "Every run")
+    rows = [
+        {**row, "front": "yes" if index in set(front) else ""}
+        for index, row in zip(runs.index, _rows(runs), strict=True)
+    ]
+    columns = (
+        text("strategy", "Strategy"),
+        number("seed", "Seed"),
+        number("dice", "Dice", 3),
+        number("latency_ms", "Median, ms", 2),
+        number("latency_p95_ms", "p95, ms", 2),
+        number("macs_g", "GMAC", 3),
+        number("search_s", "Search, s"),
+        text("front", "On the front"),
+    )
+    section.add(Table("runs", "One row a search.", columns, rows))
+    return section
+
+
+def _limits(runs: pd.DataFrame, facts: Mapping[str, Any], config: RunConfig) -> Section:
+    section = Section("limits", "How to read it")
+    tau = facts["correlation"]
+    items = [
+        f"Budget: {facts['steps']} optimiser steps of batch {config.search.batch_size} for every search. A step of a "
+        "supernet passes several times, a step of a trial once; times and memory stand in the table.",
+        f"Split: searched and trained on {plural(facts['training patients'], 'patient')}, scored on "
+        f"{plural(facts['patients'], 'other')} whom no search has seen. Seeds change the search and the training, not "
+        "the split.",
+        f"Engine: {facts['environment']}.",
+    ]
+    section.add(Bullets(tuple(items)))
+    if tau["tau"] is None:
+        section.add_missing(
+            f"Rank correlation of inherited and own weights: {tau['n']} scored searches, four are needed"
+        )
+    else:
+        section.add(
+            Paragraph(
+                f"Kendall's τ between what the supernet said of the chosen network and that network trained alone: "
+                f"{tau['tau']:.2f} (n = {tau['n']}, p = {tau['p']:.2f})."
+            )
+        )
+    return section
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    clean = frame.astype(object).where(frame.notna(), None)
+    return [{str(key): value for key, value in row.items()} for row in clean.to_dict("records")]

@@ -1,0 +1,161 @@
+"""Strategies are compared at one budget, on one split, with one clock."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from finished_run import CONFIG
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from glioma_nas.cli import app
+from glioma_nas.comparison.budget import search_steps, used_steps, with_budget
+from glioma_nas.comparison.contest import hypervolume, mean_interval, pareto_front, plan, summarise_contest
+from glioma_nas.comparison.searching import search_apart
+from glioma_nas.config import RunConfig, parse_config
+from glioma_nas.errors import ConfigError, ResourceError, UnknownNameError
+from glioma_nas.testing.phantoms import write_phantom_cohort
+
+SMALL: dict[str, Any] = {
+    **CONFIG,
+    "search": {**CONFIG["search"], "search_epochs": 4, "steps_per_epoch": 1},
+    "train": {"epochs": 1, "steps_per_epoch": 2, "batch_size": 4},
+    "classify": {},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return parse_config(SMALL, source="test", folder=tmp_path)
+
+
+def test_every_strategy_gets_the_same_steps(config: RunConfig) -> None:
+    for strategy in ("co_search", "nni.darts", "nni.random", "nni.evolution"):
+        own = with_budget(config, strategy, seed=5, trials=2)
+        assert used_steps(own) == search_steps(config) == 4
+        assert own.seed == 5 and own.search.strategy == strategy and own.train.kd_weight == 0
+
+
+def test_options_belong_to_the_configured_strategy_alone(config: RunConfig) -> None:
+    assert with_budget(config, "random_with_shared_weights", seed=0).search.strategy_options["n_candidates"] == 2
+    assert "n_candidates" not in with_budget(config, "co_search", seed=0).search.strategy_options
+
+
+def test_budget_that_does_not_suffice_is_refused(config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"nni.random: 4 epochs cannot be shared by 5 trials; lower --trials"):
+        with_budget(config, "nni.random", seed=0, trials=5)
+    open_ended = config.model_copy(update={"search": config.search.model_copy(update={"steps_per_epoch": None})})
+    with pytest.raises(ConfigError, match=r"compare needs search.steps_per_epoch"):
+        plan(open_ended, ["co_search"], n_seeds=1, trials=1, out=Path())
+
+
+@pytest.mark.parametrize(
+    ("names", "error"), [(["co_search"] * 2, ConfigError), ([], ConfigError), (["cosearch"], UnknownNameError)]
+)
+def test_impossible_strategies_are_refused(config: RunConfig, names: list[str], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        plan(config, names, n_seeds=1, trials=2, out=Path())
+
+
+def test_hypervolume_is_the_dominated_share() -> None:
+    assert hypervolume([(2.0, 0.5)], slowest_ms=4.0) == pytest.approx(0.25)
+    assert hypervolume([(2.0, 0.5), (3.0, 0.4)], slowest_ms=4.0) == pytest.approx(0.25)
+    assert hypervolume([(0.0, 1.0)], slowest_ms=4.0) == pytest.approx(1.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10)), min_size=1, max_size=8))
+def test_hypervolume_equals_counting_cells(points: list[tuple[int, int]]) -> None:
+    # Cell (i, j) of the grid is dominated when some point is at most at i and at least at j + 1.
+    cells = sum(
+        any(latency <= i and dice >= j + 1 for latency, dice in points)
+        for i, j in itertools.product(range(20), range(10))
+    )
+    found = hypervolume([(float(latency), dice / 10) for latency, dice in points], slowest_ms=20.0)
+    assert found == pytest.approx(cells / 200)
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=10))
+def test_front_holds_exactly_what_nobody_beats(points: list[tuple[int, int]]) -> None:
+    runs = pd.DataFrame(points, columns=["latency_ms", "dice"]).astype(float)
+    front = set(pareto_front(runs))
+    for index, (latency, dice) in enumerate(points):
+        beaten = any(
+            other_latency <= latency and other_dice >= dice and (other_latency, other_dice) != (latency, dice)
+            for other_latency, other_dice in points
+        )
+        assert (index in front) != beaten
+
+
+def test_interval_of_the_mean_is_students() -> None:
+    low, high = mean_interval(np.array([1.0, 2.0, 3.0]))
+    assert (low, high) == (pytest.approx(2 - 4.302653 / 3**0.5), pytest.approx(2 + 4.302653 / 3**0.5))
+    assert mean_interval(np.array([1.0])) == (None, None)
+
+
+def test_summary_keeps_strategies_apart() -> None:
+    runs = pd.DataFrame(
+        {
+            "strategy": ["a", "a", "b"],
+            "seed": [0, 1, 0],
+            "steps": 4,
+            "dice": [0.5, 0.7, 0.9],
+            "latency_ms": [1.0, 3.0, 4.0],
+            "macs_g": 1.0,
+            "params_m": 1.0,
+            "search_s": [1.0, 2.0, 3.0],
+            "search_peak_mb": 5.0,
+        }
+    )
+    summary = summarise_contest(runs).set_index("strategy")
+    assert summary.dice.tolist() == pytest.approx([0.6, 0.9]) and summary.seeds.tolist() == [2, 1]
+    assert summary.hypervolume["a"] == pytest.approx((0.5 * 2 + 0.7 * 1) / 4) and summary.hypervolume["b"] == 0
+
+
+@pytest.mark.slow
+def test_comparison_runs_from_the_command_line_and_continues(tmp_path: Path) -> None:
+    write_phantom_cohort(tmp_path / "cohort", 8, 0)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    command = [
+        "compare",
+        str(path),
+        "--strategies",
+        "random_with_shared_weights,nni.random",
+        "--seeds",
+        "1",
+        "--trials",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert [row["strategy"] for row in rows] == ["random_with_shared_weights", "nni.random"]
+    assert all(0 <= row["dice"] <= 1 and row["latency_ms"] > 0 and row["search_s"] > 0 for row in rows)
+    runs = pd.read_csv(tmp_path / "out" / "runs.csv")
+    assert (runs.steps == 4).all() and (runs.search_peak_mb > 100).all()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "nni.random" in page and "Kendall" not in page and "four are needed" in page
+    costs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("cost.json")}
+    assert len(costs) == 2
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in costs} == costs
+    assert pd.read_csv(tmp_path / "out" / "runs.csv").dice.tolist() == runs.dice.tolist()
+
+
+@pytest.mark.slow
+def test_search_that_fails_says_why(config: RunConfig, tmp_path: Path) -> None:
+    own = with_budget(config, "nni.random", seed=1, trials=2)
+    with pytest.raises(ResourceError, match=r"nni.random, seed 1: the search ended with status 1: .*no such file"):
+        search_apart(own, {"preprocess": tmp_path / "a", "latency": tmp_path / "b"}, tmp_path / "cell")
