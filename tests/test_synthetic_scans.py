@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from glioma_nas.synthetic.anatomy import Head
-from glioma_nas.synthetic.measurement import z_scores
+from glioma_nas.synthetic.measurement import Z_RANGES, part_z, z_scores
 from glioma_nas.synthetic.patients import SyntheticPatient, draw_patient
 from glioma_nas.synthetic.scanner import Grid, draw_motion, slice_thickly
 from glioma_nas.synthetic.scans import PatientScans, draw_scans
@@ -92,6 +92,14 @@ def test_mismatch_is_bright_on_t2_and_dark_on_flair_within_a_bright_rim() -> Non
     assert mean_z(scans, "t2", 1) > 1.8
     assert mean_z(scans, "flair", 1) < 1
     assert mean_z(scans, "flair", 2) > mean_z(scans, "flair", 1) + 1
+
+
+def test_parts_of_the_tumour_are_as_bright_as_in_real_patients() -> None:
+    parts = [part_z(scans_of(patient)) for patient in PEOPLE[:20]]
+    for key, (low, high) in Z_RANGES.items():
+        values = [part[key] for part in parts if key in part]
+        assert len(values) >= 10, key
+        assert low <= min(values) <= max(values) <= high, (key, sorted(values))
 
 
 def test_only_what_images_show_leaves_a_trace_in_them() -> None:
