@@ -7,8 +7,9 @@ narrowest and sampled): six passes, each back-propagated at once. It is compared
 
 * ``nni``: NNI's GumbelDARTS on the same space and data, its own step: one pass for the architecture, one for W. Since
   it passes twice where we pass six times, the table gives throughput by step and by pass;
-* ``output``: FasterSeg's order in our space: every cell runs on both inputs and sums after, and the graphs of all
-  passes are held until one backward pass at the end.
+* ``output``: FasterSeg's order in our space: every cell runs on both inputs, each operator by itself, and sums after;
+  the graphs of all passes are held until one backward pass at the end;
+* ``unfused``: ours, but each operator of a cell by itself.
 
 Each way runs in a process of its own, for its peak memory; the processes take turns, one step each, so that slow spells
 of the machine hit all alike. Throughput is the median over the rounds of the ratio within a round.
@@ -26,7 +27,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-WAYS = ("ours", "nni", "output")
+WAYS = ("ours", "nni", "output", "unfused")
+DEFAULT_WAYS = WAYS[:3]
 
 
 def make_step(way: str, args: argparse.Namespace) -> Callable[[], int]:
@@ -36,12 +38,14 @@ def make_step(way: str, args: argparse.Namespace) -> Callable[[], int]:
 
     from glioma_nas import registry
     from glioma_nas.losses import segmentation_loss
+    from glioma_nas.search_spaces.supernet import SearchCell
     from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
     from glioma_nas.strategies.one_shot import CoSearch
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
+    SearchCell.fused = way == "ours"
     options: dict[str, Any] = {"merge": "output"} if way == "output" else {}
     if args.image_size:
         options["image_size_px"] = args.image_size
@@ -146,7 +150,7 @@ def work(way: str, args: argparse.Namespace) -> None:
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _resident_mb() -> float:
@@ -226,7 +230,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ways", nargs="*", default=list(DEFAULT_WAYS), choices=WAYS)
     parser.add_argument("--work", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401  # first: nni.nas.oneshot before it leaves NNI's one-shot strategies unusable
@@ -46,6 +47,13 @@ class Relaxation:
     values: Mapping[str, Any]
     gates: Mapping[str, Tensor] = field(default_factory=dict)
     auxiliary_skip: float = 0.0
+
+    @cached_property
+    def shares(self) -> dict[str, list[float]]:
+        """Label → weights as plain numbers, all read from the device at once: a pass asks at every cell."""
+        flat = torch.cat([weight.detach().flatten() for weight in self.weights.values()]).tolist()
+        numbers = iter(flat)
+        return {label: list(islice(numbers, weight.numel())) for label, weight in self.weights.items()}
 
 
 class RelaxationSlot:
@@ -163,7 +171,7 @@ class RelaxedLayer(LayerChoice, BaseSuperNetModule):
         if weights.requires_grad:
             mixture: Any = weighted_sum(weights.unbind(), [self[name](x) for name in self.names])
             return add_auxiliary_skip(mixture, x, skip)
-        shares = weights.tolist()
+        shares = self.slot.current.shares[self.label]
         chosen = [index for index, share in enumerate(shares) if share != 0.0]
         if len(chosen) == 1 and shares[chosen[0]] == 1.0:
             return self[self.names[chosen[0]]](x)
@@ -193,8 +201,9 @@ class RelaxedInput(InputChoice, BaseSuperNetModule):
     def forward(self, candidate_inputs: list[Tensor]) -> Tensor:
         """Mix the inputs, all of one shape."""
         weights = self.slot.current.weights[self.label]
-        if not weights.requires_grad and float(weights.max()) == 1.0:
-            return candidate_inputs[int(torch.argmax(weights))]
+        shares = self.slot.current.shares[self.label]
+        if not weights.requires_grad and max(shares) == 1.0:
+            return candidate_inputs[shares.index(1.0)]
         return weighted_sum(weights.unbind(), candidate_inputs)
 
     resample = RelaxedLayer.resample

@@ -13,19 +13,10 @@ from nni.nas.nn.pytorch import MutableBatchNorm2d, MutableConv2d
 from torch import Tensor, nn
 
 from glioma_nas.registry import operators
-from glioma_nas.search_spaces.operators import Channels, check_stride, conv_bn_relu
+from glioma_nas.search_spaces.operators import Channels, ConvUnits, check_stride, conv_bn_relu
 
 MBCONV_EXPANSION = 4
 """Hidden channels of `MBConv` for each channel of its input."""
-
-
-class _Sequence(nn.Module):
-    body: nn.Sequential
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
-        output: Tensor = self.body(x)
-        return output
 
 
 def _depthwise_bn_relu(channels: Channels, stride: int) -> list[nn.Module]:
@@ -37,43 +28,30 @@ def _depthwise_bn_relu(channels: Channels, stride: int) -> list[nn.Module]:
 
 
 @operators.register("grouped_conv")
-class GroupedConv(_Sequence):
+class GroupedConv(ConvUnits):
     """One 3×3 convolution in two groups: half of the channels see half of the input. Channels must be even."""
 
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
-        super().__init__()
-        check_stride(stride)
-        self.body = nn.Sequential(
-            MutableConv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=2, bias=False),
-            MutableBatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
+        conv = MutableConv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=2, bias=False)
+        super().__init__(stride, nn.Sequential(conv, MutableBatchNorm2d(out_channels), nn.ReLU(inplace=True)))
 
 
 @operators.register("dilated_conv")
-class DilatedConv(_Sequence):
+class DilatedConv(ConvUnits):
     """One 3×3 convolution whose taps are two pixels apart."""
 
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
-        super().__init__()
-        check_stride(stride)
-        self.body = nn.Sequential(
-            MutableConv2d(in_channels, out_channels, 3, stride=stride, padding=2, dilation=2, bias=False),
-            MutableBatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
+        conv = MutableConv2d(in_channels, out_channels, 3, stride=stride, padding=2, dilation=2, bias=False)
+        super().__init__(stride, nn.Sequential(conv, MutableBatchNorm2d(out_channels), nn.ReLU(inplace=True)))
 
 
 @operators.register("depthwise_separable")
-class DepthwiseSeparable(_Sequence):
+class DepthwiseSeparable(ConvUnits):
     """A 3×3 convolution of each channel by itself, then a 1×1 convolution across channels."""
 
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
-        super().__init__()
-        check_stride(stride)
-        self.body = nn.Sequential(
-            *_depthwise_bn_relu(in_channels, stride), *conv_bn_relu(in_channels, out_channels, kernel_size=1)
-        )
+        mixing = conv_bn_relu(in_channels, out_channels, kernel_size=1)
+        super().__init__(stride, nn.Sequential(*_depthwise_bn_relu(in_channels, stride), *mixing))
 
 
 @operators.register("mbconv")

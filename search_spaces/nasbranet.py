@@ -221,7 +221,7 @@ class NASBraNet(FixedParts, ModelSpace):
         needed = {cell: {1, 2} for cell in layout.cells}
         if self._active is not None:
             current = self._active.slot.current
-            gates, needed = current.gates, needed_strides(layout, current.weights)
+            gates, needed = current.gates, needed_strides(layout, current)
         keep: dict[Cell, Tensor | None] = {}
         down: dict[Cell, Tensor | None] = {}
         if self._active is not None:

@@ -91,69 +91,89 @@ def check_stride(stride: int) -> None:
         raise ArchitectureError(f"operator stride {stride}: allowed are 1 (keep the scale) and 2 (go down one scale)")
 
 
+class ConvUnits(nn.Module):
+    """Convolutions in a row that end in batch norm and ReLU, perhaps at half the resolution.
+
+    A cell's operators of this kind are mixed in a supernet without ever holding each one's output (`fused_mix`).
+
+    Args:
+        stride: 1 or 2.
+        body: Ends in convolution, batch norm (affine, with running statistics and a momentum) and ReLU: flat, or as its
+            last unit.
+        halves: Whether the input is halved first.
+        enlarges: Whether the output is enlarged by 2 at last.
+
+    Raises:
+        ArchitectureError: The body ends otherwise; derive such an operator from ``nn.Module``.
+    """
+
+    def __init__(self, stride: int, body: nn.Sequential, *, halves: bool = False, enlarges: bool = False) -> None:
+        super().__init__()
+        check_stride(stride)
+        ends = list(body[-1]) if isinstance(body[-1], nn.Sequential) else list(body)
+        norm = ends[-2] if len(ends) > 1 else None
+        fits = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
+        if not (fits and norm.momentum is not None and type(ends[-1]) is nn.ReLU):
+            raise ArchitectureError(
+                f"{type(self).__name__}: ConvUnits must end in batch norm (affine, with running statistics and a "
+                "momentum) and ReLU; derive other operators from nn.Module"
+            )
+        self.halves = halves
+        self.enlarges = enlarges
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride); H and W even where it halves."""
+        x = self.body(halve(x) if self.halves else x)
+        return enlarge(x, 2) if self.enlarges else x
+
+    def before_last_norm(self, x: Tensor) -> tuple[Tensor, nn.Module]:
+        """Stop before the last batch norm: return what it takes, (N, C_out, H', W'), and that batch norm."""
+        if self.halves:
+            x = halve(x)
+        *first, last = self.body
+        if isinstance(last, nn.Sequential):
+            for unit in first:
+                x = unit(x)
+            first = list(last)[:-1]
+        *first, norm = first
+        for layer in first:
+            x = layer(x)
+        return x, norm
+
+
 @operators.register("skip")
-class Skip(nn.Module):
+class Skip(ConvUnits):
     """Skip connection: a 1×1 convolution where it cannot be left out, after a 2×2 mean at stride 2."""
 
     is_skip = True
 
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
-        super().__init__()
-        check_stride(stride)
-        self.stride = stride
-        self.body = conv_bn_relu(in_channels, out_channels, kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
-        output: Tensor = self.body(halve(x) if self.stride == 2 else x)
-        return output
+        super().__init__(stride, conv_bn_relu(in_channels, out_channels, kernel_size=1), halves=stride == 2)
 
 
 @operators.register("conv3x3")
-class Conv3x3(nn.Module):
+class Conv3x3(ConvUnits):
     """One 3×3 convolution."""
 
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
-        super().__init__()
-        check_stride(stride)
-        self.body = conv_bn_relu(in_channels, out_channels, stride=stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
-        output: Tensor = self.body(x)
-        return output
+        super().__init__(stride, conv_bn_relu(in_channels, out_channels, stride=stride))
 
 
 @operators.register("conv3x3_x2")
-class Conv3x3Twice(nn.Module):
+class Conv3x3Twice(ConvUnits):
     """Two 3×3 convolutions, the first one strided."""
 
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int) -> None:
-        super().__init__()
-        check_stride(stride)
-        self.body = nn.Sequential(
-            conv_bn_relu(in_channels, out_channels, stride=stride), conv_bn_relu(out_channels, out_channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride)."""
-        output: Tensor = self.body(x)
-        return output
+        units = conv_bn_relu(in_channels, out_channels, stride=stride), conv_bn_relu(out_channels, out_channels)
+        super().__init__(stride, nn.Sequential(*units))
 
 
-class _Zoomed(nn.Module):
+class _Zoomed(ConvUnits):
+    # Norm and ReLU stay at the low resolution: a quarter of the work, and engines fuse them into the convolution.
     def __init__(self, in_channels: Channels, out_channels: Channels, stride: int, *, depth: int) -> None:
-        super().__init__()
-        check_stride(stride)
-        self.stride = stride
         units = [conv_bn_relu(in_channels if i == 0 else out_channels, out_channels) for i in range(depth)]
-        self.body = nn.Sequential(*units)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C_in, H, W) to (N, C_out, H/stride, W/stride); H and W even."""
-        # Norm and ReLU stay at the low resolution: a quarter of the work, and engines fuse them into the convolution.
-        x = self.body(halve(x))
-        return enlarge(x, 2) if self.stride == 1 else x
+        super().__init__(stride, nn.Sequential(*units), halves=True, enlarges=stride == 1)
 
 
 @operators.register("zoomed_conv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from nni.mutable import CategoricalMultiple
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from glioma_nas.errors import ArchitectureError
 from glioma_nas.registry import operators
+from glioma_nas.relaxation import Relaxation, RelaxedLayer
+from glioma_nas.search_spaces.fused_mix import fused_mix
 from glioma_nas.search_spaces.layout import FROM_FINER, Cell, Layout
 from glioma_nas.search_spaces.operators import sharing_halves
 from glioma_nas.search_spaces.super_kernel import ActiveWidths, SilentSuperNetModule
@@ -34,7 +37,13 @@ class SearchCell(nn.Module):
         layout: The space.
         cell: Its position.
         width_of: Node → its width, an int or an NNI choice.
+
+    Attributes:
+        fused: Whether our supernet mixes a cell's operators in one go. Without, each runs by itself: equal results,
+            more time and memory; tests and the benchmark compare with it.
     """
+
+    fused = True
 
     def __init__(self, layout: Layout, cell: Cell, width_of: Callable[[Cell | None], Any]) -> None:
         super().__init__()
@@ -73,26 +82,27 @@ class SearchCell(nn.Module):
             inputs = [self.input(inputs)]
         if gate is not None:
             inputs = [x * gate for x in inputs]
-        with sharing_halves():
+        with sharing_halves() if self.fused else nullcontext():
             keep = self._output(self.keep, inputs) if 1 in strides else None
             down = self._output(self.down, inputs) if 2 in strides and self.down is not None else None
         return keep, down
 
     def _output(self, choice: nn.Module, inputs: list[Tensor]) -> Tensor:
         # Which sources there are was decided by `needed_strides`: with one, there is nothing to mix.
-        outputs = [choice(x) for x in inputs]
+        fused = self.fused and isinstance(choice, RelaxedLayer)
+        outputs = [fused_mix(choice, x) if fused else choice(x) for x in inputs]
         output: Tensor = outputs[0] if self.input is None or len(outputs) == 1 else self.input(outputs)
         return output
 
 
-def needed_strides(layout: Layout, weights: Mapping[str, Tensor]) -> dict[Cell, set[int]]:
+def needed_strides(layout: Layout, relaxation: Relaxation) -> dict[Cell, set[int]]:
     """Return which outputs of each cell can reach a head: not those that a constant one-hot input choice turns away.
 
     A pass with fixed choices then costs about what its network costs, instead of the whole grid.
 
     Args:
         layout: The space.
-        weights: Label → weights of the pass.
+        relaxation: Choices of the pass.
     """
     needed: dict[Cell, set[int]] = {cell: set() for cell in layout.cells}
     for cell in reversed(layout.cells):
@@ -102,9 +112,10 @@ def needed_strides(layout: Layout, weights: Mapping[str, Tensor]) -> dict[Cell, 
             continue
         chosen: int | None = None
         if layout.has_input_choice(cell):
-            choice = weights[f"in_{cell.name}"]
-            if not choice.requires_grad and float(choice.max()) == 1.0:
-                chosen = int(choice.argmax())
+            label = f"in_{cell.name}"
+            shares = relaxation.shares[label]
+            if not relaxation.weights[label].requires_grad and max(shares) == 1.0:
+                chosen = shares.index(1.0)
         for index, source in layout.inputs(cell).items():
             if chosen in (None, index):
                 needed[source].add(2 if index == FROM_FINER else 1)
