@@ -70,5 +70,5 @@ def check_input(x: Tensor, stem: nn.Module, divisor: int) -> None:
     channels = next(module.in_channels for module in stem.modules() if isinstance(module, nn.Conv2d))
     if x.ndim != 4 or x.shape[1] != channels:
         raise ArchitectureError(f"input of shape {tuple(x.shape)}: expected (N, {channels}, H, W)")
-    if x.shape[2] % divisor or x.shape[3] % divisor:
+    if any(side % divisor or not side for side in x.shape[2:]):
         raise ArchitectureError(f"input of {x.shape[2]}x{x.shape[3]} pixels: both must be divisible by {divisor}")

@@ -131,6 +131,8 @@ class Layout:
         self._check_scales()
         self._check_widths()
         _require(len(self.operators) > 0, "operators is empty: name at least one registered operator")
+        for name in self.operators:
+            _require(isinstance(name, str), f"operators={self.operators}: expected registered names, {name!r} is none")
         _require(
             len(set(self.operators)) == len(self.operators), f"operators repeat: {', '.join(map(str, self.operators))}"
         )
@@ -317,6 +319,7 @@ class Layout:
         Raises:
             ArchitectureError: A choice is missing, unknown or has a value that is not allowed.
         """
+        _require(isinstance(sample, Mapping), f"the sample is {sample!r}: expected a mapping of label to value")
         for label, values in self.choices.items():
             if label not in sample:
                 raise ArchitectureError(f"the sample lacks the choice '{label}': allowed values are {_listed(values)}")
@@ -331,9 +334,12 @@ class Layout:
                 known = [*self.choices, *REFINEMENTS]
                 raise ArchitectureError(f"the sample has an unknown choice '{label}': {_nearest(str(label), known)}")
         names = {cell.name for cell in self.cells}
-        for name in sample.get(KEPT_SKIPS, ()):
+        kept, down = sample.get(KEPT_SKIPS, ()), sample.get(DOWN_OPERATORS, {})
+        _require(isinstance(kept, list | tuple), f"{KEPT_SKIPS} is {kept!r}: expected a list of cells, such as s4_l3")
+        _require(isinstance(down, Mapping), f"{DOWN_OPERATORS} is {down!r}: expected a mapping of cell to operator")
+        for name in kept:
             _require(name in names, f"{KEPT_SKIPS} names '{name}', which is no cell of the space, such as s4_l3")
-        for name, operator in dict(sample.get(DOWN_OPERATORS, {})).items():
+        for name, operator in down.items():
             legal = name in names and operator in self.operators
             _require(
                 legal, f"{DOWN_OPERATORS}: '{name}: {operator}' is not a cell with one of {_listed(self.operators)}"

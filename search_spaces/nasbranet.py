@@ -420,7 +420,7 @@ class NASBraNet(FixedParts, ModelSpace):
 
     def _sample(self, sample: Mapping[str, Any] | Architecture) -> dict[str, Any]:
         if not isinstance(sample, Architecture):
-            return dict(sample)
+            return dict(sample) if isinstance(sample, Mapping) else sample  # `check_sample` says what is expected
         if sample.space != SPACE_NAME:
             raise ArchitectureError(f"architecture {sample.id} is of space '{sample.space}', not '{SPACE_NAME}'")
         given, own = sample.space_options(), self.layout.options()

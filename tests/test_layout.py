@@ -7,6 +7,7 @@ import pytest
 
 from glioma_nas.errors import ArchitectureError
 from glioma_nas.search_spaces.layout import PRESETS, Cell, Layout
+from glioma_nas.search_spaces.nasbranet import NASBraNet
 
 
 def first_sample(layout: Layout) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def test_options_are_plain_json_and_build_the_same_layout(preset: str) -> None:
         ({"operators": ()}, "operators is empty"),
         ({"operators": ("skip", "skip")}, "operators repeat"),
         ({"operators": "skip"}, "expected a list"),
+        ({"operators": ("skip", None)}, "expected registered names, None is none"),
         ({"skip_policy": "drop"}, "Allowed: conv, remove"),
         ({"n_layer": 8}, "did you mean 'n_layers'"),
     ],
@@ -113,6 +115,8 @@ def test_from_options_refuses_an_unknown_preset() -> None:
         ({"branches": "4_2"}, "allowed are 2_4, 2_8, 4_8"),
         ({"op_s2_l9": "skip"}, "unknown choice 'op_s2_l9': did you mean"),
         ({"kept_skips": ["s16_l1"]}, "no cell of the space"),
+        ({"kept_skips": "s2_l1"}, "kept_skips is 's2_l1': expected a list of cells"),
+        ({"down_operators": ["s2_l1"]}, "expected a mapping of cell to operator"),
         ({"down_operators": {"s2_l1": "conv5x5"}}, "is not a cell with one of"),
     ],
 )
@@ -126,3 +130,8 @@ def test_check_sample_refuses_what_the_space_does_not_hold(change: dict[str, Any
 def test_check_sample_accepts_every_first_value() -> None:
     layout = Layout.from_options("tiny")
     layout.check_sample(first_sample(layout))
+
+
+def test_check_sample_refuses_what_is_no_mapping() -> None:
+    with pytest.raises(ArchitectureError, match="the sample is None: expected a mapping of label to value"):
+        NASBraNet("tiny").freeze(None)  # type: ignore[arg-type]  # what a caller may do all the same
