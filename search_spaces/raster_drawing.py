@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, Patch
 
 from glioma_nas.search_spaces.drawing import BRANCH_COLOURS, SHARED_COLOUR
 from glioma_nas.search_spaces.layout import Cell, Layout
@@ -32,11 +33,11 @@ def draw_png(layout: Layout, plan: NetworkPlan, *, dpi: int = 120) -> bytes:
         A PNG file.
     """
     rows, last = len(layout.scales), layout.n_layers + 1
-    figure = Figure(figsize=(_COLUMN_IN * (last + 1.6), _ROW_IN * (rows + 1.2)))
+    figure = Figure(figsize=(_COLUMN_IN * (last + 1.6), _ROW_IN * (rows + 1.5)))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(-1.0, last + 0.6)
-    axes.set_ylim(rows + 0.2, -1.0)
+    axes.set_ylim(rows + 0.5, -1.0)
     axes.axis("off")
     colours = {scale: BRANCH_COLOURS[layout.scales.index(scale) % len(BRANCH_COLOURS)] for scale in plan.outputs}
     for row, scale in enumerate(layout.scales):
@@ -83,6 +84,14 @@ def draw_png(layout: Layout, plan: NetworkPlan, *, dpi: int = 120) -> bytes:
     _box(axes, last, middle, max(ends) - min(ends) + _BOX_HEIGHT, "0.5")
     text = "head\n" + " + ".join(f"1/{scale}" for scale in plan.outputs) + f"\n{layout.n_classes} classes"
     axes.text(last, middle, text, fontsize=6.5, va="center", ha="center", zorder=3)
+    entries = [(colours[scale], f"branch 1/{scale}") for scale in plan.outputs]
+    if any(len(step.branches) > 1 for step in plan.steps):
+        entries.append((SHARED_COLOUR, "shared by branches"))
+    keys = [Patch(facecolor=(*to_rgb(colour), 0.25), edgecolor=colour, label=text) for colour, text in entries]
+    dot = {"linestyle": "none", "marker": "o", "markersize": 5}
+    keys.append(Line2D([], [], color="0.3", label="skip, left out", **dot))
+    keys.append(Line2D([], [], color="0.75", fillstyle="none", label="cell not used", **dot))
+    axes.legend(handles=keys, loc="lower left", ncols=len(keys), frameon=False, fontsize=8)
     buffer = io.BytesIO()
     # Without the version of matplotlib in it, equal networks give equal files.
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
