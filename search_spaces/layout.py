@@ -78,7 +78,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "stem": ("light", "two", "fasterseg"),
     "merge": ("input", "output"),
-    "pairs": ("all",),
     "skip_policy": ("remove", "conv"),
 }
 
@@ -112,7 +111,7 @@ class Layout:
     operators: tuple[str, ...]
     stem: str
     merge: str
-    pairs: str
+    pairs: str | tuple[str, ...]
     skip_policy: str
     in_channels: int
     n_classes: int
@@ -129,6 +128,7 @@ class Layout:
             value = getattr(self, name)
             _require(value in allowed, f"{name}={value!r}: {did_you_mean(str(value), allowed)}")
         self._check_scales()
+        self._check_pairs()
         self._check_widths()
         _require(len(self.operators) > 0, "operators is empty: name at least one registered operator")
         for name in self.operators:
@@ -159,6 +159,17 @@ class Layout:
             f"image_size_px={self.image_size_px} is not divisible by {divisor} (twice the largest scale); "
             f"allowed for example: {', '.join(str(size) for size in (below, below + divisor) if size > 0)}",
         )
+
+    def _check_pairs(self) -> None:
+        if self.pairs == "all":
+            return
+        allowed = list(self._all_branch_sets())
+        given = tuple(self.pairs) if isinstance(self.pairs, list | tuple) else (self.pairs,)
+        for name in given:
+            _require(name in allowed, f"pairs={self.pairs!r}: expected all, or a list of {_listed(allowed)}")
+        _require(bool(given) and len(set(given)) == len(given), f"pairs={self.pairs!r}: name each set of branches once")
+        # In the space's own order, so that equal spaces have equal options.
+        object.__setattr__(self, "pairs", tuple(name for name in allowed if name in given))
 
     def _check_widths(self) -> None:
         for name in ("widths", "end_widths"):
@@ -257,8 +268,11 @@ class Layout:
     @cached_property
     def branch_sets(self) -> dict[str, tuple[int, ...]]:
         """Name → final scales, for every set of branches a head exists for."""
-        sets = combinations(self.scales, self.n_branches)
-        return {"_".join(map(str, scales)): scales for scales in sets}
+        sets = self._all_branch_sets()
+        return sets if self.pairs == "all" else {name: sets[name] for name in self.pairs}
+
+    def _all_branch_sets(self) -> dict[str, tuple[int, ...]]:
+        return {"_".join(map(str, scales)): scales for scales in combinations(self.scales, self.n_branches)}
 
     @cached_property
     def choices(self) -> dict[str, tuple[Any, ...]]:

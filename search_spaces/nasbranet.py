@@ -70,7 +70,7 @@ class NASBraNet(FixedParts, ModelSpace):
         stem: ``light``, ``two`` or ``fasterseg``.
         merge: ``input``: a node's inputs are summed before its operator (eq. 4-3); ``output``: the operator runs on
             each and the outputs are summed, at twice the cost (FasterSeg's code).
-        pairs: ``all`` sets of ``n_branches`` scales.
+        pairs: ``all`` sets of ``n_branches`` scales, or the names of some, such as ``["2_4", "2_8"]``.
         skip_policy: What becomes of stride-1 skips in the derived network: ``remove`` or ``conv`` (1×1 convolutions).
         in_channels: Sequences.
         n_classes: Channels of the logits.
@@ -94,7 +94,7 @@ class NASBraNet(FixedParts, ModelSpace):
         operators: Sequence[str] | None = None,
         stem: str | None = None,
         merge: str | None = None,
-        pairs: str | None = None,
+        pairs: str | Sequence[str] | None = None,
         skip_policy: str | None = None,
         in_channels: int | None = None,
         n_classes: int | None = None,

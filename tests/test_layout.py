@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from glioma_nas.errors import ArchitectureError
 from glioma_nas.search_spaces.layout import PRESETS, Cell, Layout
@@ -90,6 +91,9 @@ def test_options_are_plain_json_and_build_the_same_layout(preset: str) -> None:
         ({"operators": ("skip", "skip")}, "operators repeat"),
         ({"operators": "skip"}, "expected a list"),
         ({"operators": ("skip", None)}, "expected registered names, None is none"),
+        ({"pairs": ["2_4", "2_16"]}, "expected all, or a list of 2_4, 2_8, 4_8"),
+        ({"pairs": []}, "name each set of branches once"),
+        ({"pairs": "some"}, "expected all, or a list of 2_4"),
         ({"skip_policy": "drop"}, "Allowed: conv, remove"),
         ({"n_layer": 8}, "did you mean 'n_layers'"),
     ],
@@ -135,3 +139,16 @@ def test_check_sample_accepts_every_first_value() -> None:
 def test_check_sample_refuses_what_is_no_mapping() -> None:
     with pytest.raises(ArchitectureError, match="the sample is None: expected a mapping of label to value"):
         NASBraNet("tiny").freeze(None)  # type: ignore[arg-type]  # what a caller may do all the same
+
+
+def test_pairs_name_the_sets_of_branches_that_heads_exist_for() -> None:
+    layout = Layout.from_options("thesis", pairs=["4_8", "2_4"])
+    assert layout.choices["branches"] == ("2_4", "4_8")
+    assert layout.counts()["paths"] == 15 + 15 * 105
+    assert Layout.from_options("thesis", **json.loads(json.dumps(layout.options()))) == layout
+    space = NASBraNet("tiny", pairs=["2_8"])
+    assert list(space.heads.names) == ["2_8"]
+    sample = first_sample(space.layout)
+    with pytest.raises(ArchitectureError, match="choice 'branches' is '2_4': allowed are 2_8"):
+        space.freeze(sample | {"branches": "2_4"})
+    assert space.freeze(sample).eval()(torch.zeros(1, 2, 32, 32)).shape == (1, 2, 32, 32)
