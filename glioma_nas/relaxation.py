@@ -51,9 +51,11 @@ class Relaxation:
     @cached_property
     def shares(self) -> dict[str, list[float]]:
         """Label → weights as plain numbers, all read from the device at once: a pass asks at every cell."""
-        flat = torch.cat([weight.detach().flatten() for weight in self.weights.values()]).tolist()
-        numbers = iter(flat)
-        return {label: list(islice(numbers, weight.numel())) for label, weight in self.weights.items()}
+        numbers = {}
+        for device in {weight.device for weight in self.weights.values()}:
+            weights = [weight.detach().flatten() for weight in self.weights.values() if weight.device == device]
+            numbers[device] = iter(torch.cat(weights).tolist())
+        return {label: list(islice(numbers[weight.device], weight.numel())) for label, weight in self.weights.items()}
 
 
 class RelaxationSlot:
