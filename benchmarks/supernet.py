@@ -11,8 +11,10 @@ narrowest and sampled): six passes, each back-propagated at once. It is compared
   the graphs of all passes are held until one backward pass at the end;
 * ``unfused``: ours, but each operator of a cell by itself.
 
-Each way runs in a process of its own, for its peak memory; the processes take turns, one step each, so that slow spells
-of the machine hit all alike. Throughput is the median over the rounds of the ratio within a round.
+Each way runs in a process of its own, for its memory; the processes take turns, one step each, so that slow spells of
+the machine hit all alike. Throughput is the median over the rounds of the ratio within a round. Memory is counted
+twice: ``process`` is the resident memory at its peak beyond what the process held before its first step; ``tensors`` is
+what PyTorch allocates at once during a step (on a GPU: its peak), without the buffers that libraries and malloc keep.
 """
 
 from __future__ import annotations
@@ -131,8 +133,9 @@ def _optimizers(weights: Any, architecture: Any) -> tuple[Any, Any]:
 
 
 def work(way: str, args: argparse.Namespace) -> None:
-    """Take a step for every line on standard input; answer with its seconds, and memory, as a line of JSON."""
+    """Take a step for every line on standard input; answer with its seconds and memory as JSON, at last with counts."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     # A throw-away convolution first: what the libraries themselves take is not the step's.
     torch.nn.functional.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))
@@ -145,12 +148,27 @@ def work(way: str, args: argparse.Namespace) -> None:
         if cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else _peak_mb()
-        print(json.dumps({"s": seconds, "passes": passes, "peak_mb": peak, "before_mb": resident}), flush=True)
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        print(json.dumps({"s": seconds, "passes": passes, "process_mb": peak_mb - resident}), flush=True)
+    # Counting takes time and memory itself, so it comes last.
+    with FlopCounterMode(display=False) as counter:
+        step()
+    tensors_mb = torch.cuda.max_memory_allocated() / 1e6 if cuda else _peak_of_tensors_mb(step)
+    print(json.dumps({"gflop": counter.get_total_flops() / 1e9, "tensors_mb": tensors_mb}), flush=True)
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+def _peak_of_tensors_mb(step: Callable[[], int]) -> float:
+    # What PyTorch allocates during the step beyond weights and momenta: without what libraries and malloc keep.
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    held = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 1e6
 
 
 def _resident_mb() -> float:
@@ -183,9 +201,8 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
                 raise SystemExit(f"the process of '{way}' ended with code {worker.wait()}")
             if number >= args.warmup:
                 answers[way].append(json.loads(line))
-    for worker in workers.values():
-        worker.communicate()
-    return answers
+    counts = {way: json.loads(worker.communicate()[0].splitlines()[-1]) for way, worker in workers.items()}
+    return {way: [answer | counts[way] for answer in items] for way, items in answers.items()}
 
 
 def table(answers: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> str:
@@ -199,23 +216,21 @@ def table(answers: dict[str, list[dict[str, float]]], args: argparse.Namespace) 
         f"preset {args.preset}, batch {args.batch}, {args.threads} thread(s), {args.device}, {platform.machine()}, "
         f"torch {torch.__version__}; medians of {args.rounds} alternating rounds after {args.warmup} warm-up",
         "",
-        "| way | passes | s/step | slices/s by step | slices/s by pass | ours: × by step | ours: × by pass "
-        "| peak MB | step MB | ours: share of peak | ours: share of step |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| way | passes | GFLOP/step | s/step | slices/s by step | slices/s by pass | ours: × by step "
+        "| ours: × by pass | process MB | tensors MB | ours: share of process | ours: share of tensors |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    our_peak = max(item["peak_mb"] for item in ours)
-    our_step = our_peak - ours[0]["before_mb"]
+    our_process, our_tensors = max(item["process_mb"] for item in ours), ours[0]["tensors_mb"]
     for way, items in answers.items():
         seconds = statistics.median(item["s"] for item in items)
         passes = int(items[0]["passes"])
         faster = statistics.median(its["s"] / own["s"] for its, own in zip(items, ours, strict=True))
         by_pass = faster * ours[0]["passes"] / passes
-        peak = max(item["peak_mb"] for item in items)
-        step = peak - items[0]["before_mb"]
+        process, tensors = max(item["process_mb"] for item in items), items[0]["tensors_mb"]
         lines.append(
-            f"| {way} | {passes} | {seconds:.2f} | {args.batch / seconds:.2f} | {args.batch * passes / seconds:.2f} "
-            f"| {faster:.2f} | {by_pass:.2f} | {peak:.0f} | {step:.0f} | {our_peak / peak:.2f} "
-            f"| {our_step / step:.2f} |"
+            f"| {way} | {passes} | {items[0]['gflop']:.1f} | {seconds:.2f} | {args.batch / seconds:.2f} "
+            f"| {args.batch * passes / seconds:.2f} | {faster:.2f} | {by_pass:.2f} | {process:.0f} | {tensors:.0f} "
+            f"| {our_process / process:.2f} | {our_tensors / tensors:.2f} |"
         )
     return "\n".join(lines)
 
