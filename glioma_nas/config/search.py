@@ -22,6 +22,9 @@ class SearchConfig(Section):
     steps_per_epoch: int | None = Field(None, ge=1, description="optimiser steps of an epoch; none: every slice once")
     batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(0.02, gt=0)
+    precision: Literal["32-true", "bf16-mixed"] = Field(
+        "32-true", description="mixed precision; 16-mixed would need scaled losses, which alternating steps do not have"
+    )
     latency_weight: float = Field(0.01, ge=0, description="λ of eq. 4-11, per millisecond; acts on the student only")
     latency_calibration: Path | None = Field(
         None, description="calibration.json of `latency calibrate`; none: the bare sum over the latency table"

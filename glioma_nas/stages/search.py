@@ -56,6 +56,7 @@ def run(context: StageContext) -> dict[str, Any]:
         augmentation=config.augmentation.model_dump(),
         seed=seed,
         device=config.device,
+        precision=search.precision,
         progress=context.progress,
         label=f"search ({search.strategy})",
         tensorboard=search.tensorboard,
