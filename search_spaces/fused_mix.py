@@ -62,8 +62,8 @@ def fused_mix(choice: RelaxedLayer, x: Tensor) -> Tensor:
     total = parts[0]
     for part in parts[1:]:
         total = total.add_(part)
-    total = add_auxiliary_skip(total, x, current.auxiliary_skip)
-    return total
+    mixture: Tensor = add_auxiliary_skip(total, x, current.auxiliary_skip)
+    return mixture
 
 
 def _sum(summands: Sequence[tuple[nn.BatchNorm2d, Tensor, Tensor]]) -> Tensor:
@@ -83,6 +83,7 @@ class _NormedSum(torch.autograd.Function):
         total: Tensor | None = None
         saved = []
         for norm, (x, scale, shift) in zip(norms, _triples(tensors), strict=True):
+            assert norm.momentum is not None  # `ConvUnits` saw to it
             out, mean, inverse_std = torch.native_batch_norm(
                 x, scale, shift, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
             )

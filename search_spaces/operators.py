@@ -113,7 +113,7 @@ class ConvUnits(nn.Module):
         ends = list(body[-1]) if isinstance(body[-1], nn.Sequential) else list(body)
         norm = ends[-2] if len(ends) > 1 else None
         fits = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
-        if not (fits and norm.momentum is not None and type(ends[-1]) is nn.ReLU):
+        if not (fits and getattr(norm, "momentum", None) is not None and type(ends[-1]) is nn.ReLU):
             raise ArchitectureError(
                 f"{type(self).__name__}: ConvUnits must end in batch norm (affine, with running statistics and a "
                 "momentum) and ReLU; derive other operators from nn.Module"

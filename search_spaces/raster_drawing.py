@@ -7,6 +7,7 @@ import textwrap
 from itertools import pairwise
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -87,8 +88,10 @@ def draw_png(layout: Layout, plan: NetworkPlan, *, dpi: int = 120) -> bytes:
     entries = [(colours[scale], f"branch 1/{scale}") for scale in plan.outputs]
     if any(len(step.branches) > 1 for step in plan.steps):
         entries.append((SHARED_COLOUR, "shared by branches"))
-    keys = [Patch(facecolor=(*to_rgb(colour), 0.25), edgecolor=colour, label=text) for colour, text in entries]
-    dot = {"linestyle": "none", "marker": "o", "markersize": 5}
+    keys: list[Artist] = [
+        Patch(facecolor=(*to_rgb(colour), 0.25), edgecolor=colour, label=text) for colour, text in entries
+    ]
+    dot: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 5}
     keys.append(Line2D([], [], color="0.3", label="skip, left out", **dot))
     keys.append(Line2D([], [], color="0.75", fillstyle="none", label="cell not used", **dot))
     axes.legend(handles=keys, loc="lower left", ncols=len(keys), frameon=False, fontsize=8)

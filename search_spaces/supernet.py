@@ -89,8 +89,10 @@ class SearchCell(nn.Module):
 
     def _output(self, choice: nn.Module, inputs: list[Tensor]) -> Tensor:
         # Which sources there are was decided by `needed_strides`: with one, there is nothing to mix.
-        fused = self.fused and isinstance(choice, RelaxedLayer)
-        outputs = [fused_mix(choice, x) if fused else choice(x) for x in inputs]
+        if self.fused and isinstance(choice, RelaxedLayer):
+            outputs = [fused_mix(choice, x) for x in inputs]
+        else:
+            outputs = [choice(x) for x in inputs]
         output: Tensor = outputs[0] if self.input is None or len(outputs) == 1 else self.input(outputs)
         return output
 
