@@ -20,7 +20,11 @@ from glioma_nas.images import Affine, FloatVolume
 _SEED = 1
 _HISTOGRAM_BINS = 32
 _MAX_SAMPLES = 60_000
-_LEVELS_MM = (6.0, 3.0, 1.5)
+_COARSE_MM = (12.0, 6.0)
+_FINE_MM = (3.0, 1.5)
+_START_TURNS_DEGREES = (-6.0, 6.0)
+_STARTS_KEPT = (2, 1)
+_STEP_SHARES = (0.5, 0.1)
 _START_UP_MM = (-20.0, 0.0, 20.0, 40.0, 60.0)
 _START_FORWARD_MM = (-20.0, 0.0, 20.0)
 _START_NOD_DEGREES = (-15.0, 0.0, 15.0)
@@ -71,7 +75,7 @@ def register_rigid(
 ) -> Registration:
     """Find the rigid motion that lays ``moving`` over ``fixed``.
 
-    The search starts from the headers, and from the centres of intensity when those agree better.
+    The search starts from the headers, from the centres of the heads, and from small turns about each axis.
 
     Args:
         fixed: (X, Y, Z) float32, background 0 or air.
@@ -87,11 +91,30 @@ def register_rigid(
     before = _information(target, source, identity)
     moments = sitk.Euler3DTransform(identity)
     moments.SetTranslation((_centre(moving, moving_affine) - _centre(fixed, fixed_affine)).tolist())
-    start = max((identity, moments), key=lambda transform: _information(target, source, transform))
-    transform = sitk.Euler3DTransform(start)
-    for level in _LEVELS_MM:
-        _optimise(target, source, transform, level_mm=level)
-    after = _information(target, source, transform)
+    # A single descent can end in a local optimum, so several go through the coarse levels, which cost little.
+    starts = [identity, moments]
+    for axis, degrees in product(range(3), _START_TURNS_DEGREES):
+        turned = sitk.Euler3DTransform(identity)
+        turned.SetRotation(*(float(np.deg2rad(degrees)) if axis == other else 0.0 for other in range(3)))
+        starts.append(turned)
+
+    def information(transform: Any) -> float:
+        return _information(target, source, transform)
+
+    for level, kept in zip(_COARSE_MM, _STARTS_KEPT, strict=True):
+        for start in starts:
+            _optimise(target, source, start, level_mm=level)
+        starts = sorted(starts, key=information, reverse=True)[:kept]
+    transform = starts[0]
+    for level in _FINE_MM:
+        # The optimiser ends where its last step led, which can be worse than where it began: then shorter steps.
+        for share in _STEP_SHARES:
+            trial = sitk.Euler3DTransform(transform)
+            _optimise(target, source, trial, level_mm=level, step_share=share)
+            if information(trial) > information(transform):
+                transform = trial
+                break
+    after = information(transform)
     improved = after > before
     motion = _matrix(transform) if improved else IDENTITY.copy()
     return Registration(motion, before, after if improved else before, improved)
@@ -203,14 +226,16 @@ def _method(target: Any) -> Any:
     return method
 
 
-def _optimise(target: Any, source: Any, transform: Any, *, level_mm: float, region: Any = None) -> None:
+def _optimise(
+    target: Any, source: Any, transform: Any, *, level_mm: float, region: Any = None, step_share: float = 0.5
+) -> None:
 
     target, source = shrunk(target, level_mm), shrunk(source, level_mm)
     method = _method(target)
     if region is not None:
         method.SetMetricFixedMask(region)
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=level_mm / 2,
+        learningRate=level_mm * step_share,
         minStep=level_mm * 1e-3,
         numberOfIterations=100,
         relaxationFactor=0.6,
@@ -222,7 +247,7 @@ def _optimise(target: Any, source: Any, transform: Any, *, level_mm: float, regi
 
 
 def _information(target: Any, source: Any, transform: Any) -> float:
-    target, source = shrunk(target, _LEVELS_MM[1]), shrunk(source, _LEVELS_MM[1])
+    target, source = shrunk(target, _FINE_MM[0]), shrunk(source, _FINE_MM[0])
     method = _method(target)
     method.SetInitialTransform(transform)
     try:
