@@ -145,6 +145,7 @@ function keepEarlyStop() {
         if (/(^|\/)v3\/compat$/.test(request) && loaded.V3asV1 && !loaded.V3asV1.earlyStopKept) {
             const service = loaded.V3asV1;
             service.earlyStopKept = true;
+            giveEachTrialItsOwn(service);
             const cancel = service.prototype.cancelTrialJob;
             service.prototype.cancelTrialJob = async function (trialId, isEarlyStopped) {
                 if (this.trialJobs[trialId]) {
@@ -154,5 +155,31 @@ function keepEarlyStop() {
             };
         }
         return loaded;
+    };
+}
+
+// NNI 3.0 hands the oldest waiting parameters to whichever trial asks first, so that trials which start together can get
+// each other's, and the web UI and the export show results beside the wrong ones (the same file, onRequestParameter).
+function giveEachTrialItsOwn(service) {
+    const submit = service.prototype.submitTrialJob;
+    service.prototype.submitTrialJob = async function (form) {
+        if (!this.ownParameters) {
+            this.ownParameters = new Map();
+            const create = this.v3.createTrial.bind(this.v3);
+            this.v3.createTrial = async (environment, command, directory, sequence, id) => {
+                const own = id ?? Math.random().toString(36).slice(2, 7).padEnd(5, '0');
+                if (id === undefined && this.ownParameters.has(sequence)) {
+                    const value = this.ownParameters.get(sequence);
+                    this.allocatedParameters.set(own, value);
+                    const waiting = this.parameters.indexOf(value);
+                    if (waiting >= 0) {
+                        this.parameters.splice(waiting, 1);
+                    }
+                }
+                return create(environment, command, directory, sequence, own);
+            };
+        }
+        this.ownParameters.set(form.sequenceId, form.hyperParameters.value);
+        return submit.call(this, form);
     };
 }
