@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -17,6 +19,18 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 _MAX_MEMBERS = 500_000
 _MAX_BYTES = 200_000_000_000
+
+# What the readers of zip, tar and the compressions inside them raise over damaged bytes.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 Opener = Callable[[], IO[bytes] | None]
 
@@ -49,7 +63,7 @@ def unpack(archive: Path, folder: Path) -> int:
                 assert source is not None
                 with source, target.open("xb") as handle:
                     _copy(archive, source, handle, size)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as err:
+    except _DAMAGE as err:
         raise StorageError(f"{archive}: damaged or protected archive ({' '.join(str(err).split())})") from err
     except OSError as err:
         raise StorageError(f"{archive}: cannot be unpacked ({err.strerror or err})") from err
@@ -81,6 +95,21 @@ def _tar_members(archive: Path, handle: tarfile.TarFile) -> Iterator[tuple[str, 
             raise StorageError(f"{archive}: member {info.name!r} is a link or device; unpack it yourself and look")
         if info.isreg():
             yield info.name, info.size, lambda info=info: handle.extractfile(info)  # type: ignore[misc]
+    _check_end(archive, handle)
+
+
+def _check_end(archive: Path, handle: tarfile.TarFile) -> None:
+    # tarfile takes a damaged header for the end, which would leave out the rest unsaid. The end is blocks of zeros, and
+    # reading on to it also lets gzip compare its checksum.
+    stream = handle.fileobj
+    assert stream is not None
+    stream.seek(handle.offset)
+    end = stream.read(tarfile.BLOCKSIZE)
+    rest_is_zero = not any(end)
+    while chunk := stream.read(1 << 20):
+        rest_is_zero = rest_is_zero and not chunk.strip(b"\0")
+    if len(end) < tarfile.BLOCKSIZE or not rest_is_zero:
+        raise StorageError(f"{archive}: damaged or cut off after its last readable member; copy it again")
 
 
 def _inside(archive: Path, folder: Path, name: str) -> Path:

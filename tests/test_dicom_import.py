@@ -289,3 +289,27 @@ def test_zip_that_understates_a_size_and_a_damaged_one_are_refused(tmp_path: Pat
     (tmp_path / "half.zip").write_bytes(raw[:200])
     with pytest.raises(StorageError, match="damaged or protected archive"):
         unpack(tmp_path / "half.zip", tmp_path / "in")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
+def test_archive_of_damaged_bytes_is_refused_and_a_sound_one_is_not(tmp_path: Path, name: str) -> None:
+    content = np.random.default_rng(0).integers(0, 20, 30_000).astype(np.uint8).tobytes()
+    for member in ("first", "second"):
+        (tmp_path / member).write_bytes(content)
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member in ("first", "second"):
+                archive.write(tmp_path / member, member)
+    else:
+        with tarfile.open(tmp_path / name, "w:gz" if name.endswith(".gz") else "w") as tar:
+            for member in ("first", "second"):
+                tar.add(tmp_path / member, member)
+    (tmp_path / "sound").mkdir()
+    assert unpack(tmp_path / name, tmp_path / "sound") == 2
+    raw = bytearray((tmp_path / name).read_bytes())
+    start = raw.index(b"second") if name == "a.tar" else len(raw) // 3  # of a plain .tar only headers have checksums
+    raw[start : start + 6] = bytes(255 - byte for byte in raw[start : start + 6])
+    (tmp_path / f"bad_{name}").write_bytes(bytes(raw))
+    (tmp_path / "in").mkdir()
+    with pytest.raises(StorageError, match=r"damaged|cannot be unpacked"):
+        unpack(tmp_path / f"bad_{name}", tmp_path / "in")
