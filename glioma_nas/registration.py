@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from glioma_nas.errors import ImageError
 from glioma_nas.grids import IDENTITY, LPS_FROM_RAS, spacing_mm
 from glioma_nas.images import Affine, FloatVolume
 
@@ -82,6 +83,9 @@ def register_rigid(
         fixed_affine: Its grid.
         moving: Another scan of the same head.
         moving_affine: Its grid.
+
+    Raises:
+        ImageError: The scans overlap from none of these places.
     """
     import SimpleITK as sitk
 
@@ -102,15 +106,17 @@ def register_rigid(
         return _information(target, source, transform)
 
     for level, kept in zip(_COARSE_MM, _STARTS_KEPT, strict=True):
-        for start in starts:
-            _optimise(target, source, start, level_mm=level)
+        starts = [start for start in starts if _descended(target, source, start, level_mm=level)]
+        if not starts:
+            raise ImageError("two sequences do not overlap wherever the search begins; are both of one head?")
         starts = sorted(starts, key=information, reverse=True)[:kept]
     transform = starts[0]
     for level in _FINE_MM:
         # The optimiser ends where its last step led, which can be worse than where it began: then shorter steps.
         for share in _STEP_SHARES:
             trial = sitk.Euler3DTransform(transform)
-            _optimise(target, source, trial, level_mm=level, step_share=share)
+            if not _descended(target, source, trial, level_mm=level, step_share=share):
+                continue
             if information(trial) > information(transform):
                 transform = trial
                 break
@@ -244,6 +250,15 @@ def _optimise(
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(target, source)
+
+
+def _descended(target: Any, source: Any, transform: Any, *, level_mm: float, step_share: float = 0.5) -> bool:
+    # Headers can place two scans metres apart, which is no reason to give up the other places to begin from.
+    try:
+        _optimise(target, source, transform, level_mm=level_mm, step_share=step_share)
+    except RuntimeError:
+        return False  # no overlap, at the start or on the way
+    return True
 
 
 def _information(target: Any, source: Any, transform: Any) -> float:

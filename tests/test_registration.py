@@ -63,6 +63,25 @@ def test_registration_between_an_axial_and_an_oblique_sagittal_scan_is_the_same_
     np.testing.assert_array_equal(found[0].motion, found[1].motion)
 
 
+def ball(affine: Affine) -> np.ndarray:
+    places = np.indices((32, 32, 24)).reshape(3, -1)
+    mm = (affine[:3, :3] @ places + affine[:3, 3:]).T
+    radius = np.linalg.norm(mm * [1.0, 0.8, 1.2], axis=1)
+    bright = np.linalg.norm(mm - [12.0, 8.0, 0.0], axis=1) < 16
+    return ((radius < 45) * (100 + 20 * np.sin(mm[:, 0] / 8)) + bright * 60).reshape(32, 32, 24).astype(np.float32)
+
+
+def test_registration_begins_elsewhere_when_headers_place_the_scans_far_apart() -> None:
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = (-62, -62, -46)
+    far = affine.copy()
+    far[0, 3] += 500
+    head = ball(affine)
+    found = register_rigid(head, affine, head, far)
+    assert found.information_before == 0 and found.improved
+    np.testing.assert_allclose((found.motion @ [0, 0, 0, 1])[:3], [500, 0, 0], atol=1)
+
+
 def test_itk_images_keep_place_and_voxels_of_oblique_volumes() -> None:
     affine, _ = head_grid((1.0, 2.0, 5.0), oblique_degrees=(10.0, 20.0, -30.0))
     data = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
