@@ -148,6 +148,18 @@ def test_scrub_leaves_out_what_it_cannot_clean_without_naming_it(tmp_path: Path)
         scrub_dicom(next((tmp_path / "in").glob("IM*")), tmp_path / "x.dcm", PSEUDONYMS)
 
 
+@pytest.mark.parametrize("lacking", ["SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "TransferSyntaxUID"])
+def test_one_damaged_dicom_file_does_not_stop_the_others(tmp_path: Path, lacking: str) -> None:
+    write_series(tmp_path / "in", study="1.2", number=1, n_slices=3)
+    first = min((tmp_path / "in").iterdir())
+    data = pydicom.dcmread(first)
+    delattr(data.file_meta if lacking == "TransferSyntaxUID" else data, lacking)
+    pydicom.dcmwrite(first, data, implicit_vr=False, little_endian=True)
+    done = scrub(tmp_path / "in", tmp_path / "out", PSEUDONYMS)
+    assert done.n_dicom == 2 and len(done.left_out) == 1
+    assert f"its header lacks {lacking}" in done.left_out[0]
+
+
 def found(scan: PhiScan) -> set[tuple[str, str]]:
     return {(leak.severity, leak.kind) for leak in scan.leaks}
 

@@ -7,11 +7,12 @@ acquisition. UIDs become keyed hashes, so that series still belong together; sex
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from glioma_nas.errors import ImageError
-from glioma_nas.files import atomic_path
+from glioma_nas.files import write_bytes
 from glioma_nas.privacy.pseudonyms import Pseudonyms
 
 KEPT = frozenset(
@@ -33,6 +34,9 @@ KEPT = frozenset(
     ]
 )  # fmt: skip
 
+# Without these there is no DICOM file to write, or none that anybody could place.
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+
 _UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 # Type 2 of the modules that every image has: they must be present and may be empty.
 _EMPTY = ("PatientBirthDate", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
@@ -42,20 +46,33 @@ def scrub_dicom(source: Path, target: Path, pseudonyms: Pseudonyms) -> None:
     """Write a copy of a DICOM file without anything that tells who it is.
 
     Raises:
-        ImageError: It is not DICOM, or its header says that text is burned into the pixels, which no header can mend.
+        ImageError: It is not DICOM, is damaged, or its header says that text is burned into the pixels, which no header
+            can mend.
     """
     import pydicom
-    from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.errors import InvalidDicomError
 
     try:
         data = pydicom.dcmread(source)
-    except (InvalidDicomError, OSError, EOFError) as err:
+        clean = _cleaned(source, data, pseudonyms)
+        content = io.BytesIO()
+        clean.save_as(content, enforce_file_format=True)
+    except (InvalidDicomError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError) as err:
+        # pydicom reads elements when they are asked for, and raises whatever a damaged one leads to.
         raise ImageError(f"{source}: not a readable DICOM file ({type(err).__name__}); leave it out") from err
+    write_bytes(target, content.getvalue())
+
+
+def _cleaned(source: Path, data: Any, pseudonyms: Pseudonyms) -> Any:  # pydicom ships no types we use
+    from pydicom.dataset import Dataset, FileMetaDataset
+
     if str(data.get("BurnedInAnnotation", "")).upper() == "YES":
         raise ImageError(f"{source}: text is burned into the pixels; leave the file out")
+    transfer_syntax = data.file_meta.get("TransferSyntaxUID")
     if "Rows" not in data:
         raise ImageError(f"{source}: holds no image but a report or an index; leave the file out")
+    if lacking := [name for name in _NEEDED if not data.get(name)] + ([] if transfer_syntax else ["TransferSyntaxUID"]):
+        raise ImageError(f"{source}: its header lacks {', '.join(lacking)}; leave the file out")
     clean = Dataset()
     clean.update(_kept(data))
     for name in _EMPTY:
@@ -71,11 +88,10 @@ def scrub_dicom(source: Path, target: Path, pseudonyms: Pseudonyms) -> None:
     clean.PatientIdentityRemoved = "YES"
     clean.DeidentificationMethod = "glioma_nas: elements kept by list, UIDs hashed"
     clean.file_meta = FileMetaDataset()
-    clean.file_meta.TransferSyntaxUID = data.file_meta.TransferSyntaxUID
+    clean.file_meta.TransferSyntaxUID = transfer_syntax
     clean.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
     clean.file_meta.MediaStorageSOPInstanceUID = clean.SOPInstanceUID
-    with atomic_path(target) as temporary:
-        clean.save_as(temporary, enforce_file_format=True)
+    return clean
 
 
 def _kept(data: Any) -> Any:  # pydicom ships no types we use
