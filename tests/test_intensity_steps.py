@@ -152,6 +152,9 @@ def test_nyul_without_landmarks_is_refused_before_the_first_case(tmp_path: Path)
     sheet = write_phantom_cohort(tmp_path / "cohort", 4, 0)
     with pytest.raises(StorageError, match=r"gone\.json: no such file"):
         Pipeline(config_for(sheet, tmp_path / "gone.json"), tmp_path / "run", Silent()).run(["preprocess"])
+    write_json(tmp_path / "unhashed.json", {"sequences": {}, "percentiles": list(PERCENTILES)})
+    with pytest.raises(StorageError, match="holds no intensity landmarks"):
+        Pipeline(config_for(sheet, tmp_path / "unhashed.json"), tmp_path / "run", Silent()).run(["preprocess"])
     write_json(tmp_path / "odd.json", {"sequences": {}})
     with pytest.raises(StorageError, match="holds no intensity landmarks; learn them from other patients"):
         Pipeline(config_for(sheet, tmp_path / "odd.json"), tmp_path / "run", Silent()).run(["preprocess"])

@@ -98,7 +98,12 @@ class Nyul(IntensityStep):
         if self.path is None:
             raise ConfigError(f"preprocess step 'nyul' needs preprocess.step_options.nyul.landmarks: {_REMEDY}")
         data = read_json(self.path)
-        if not isinstance(data, dict) or data.get("percentiles") != list(PERCENTILES) or "sequences" not in data:
+        # Without the hashes nobody could tell whether the landmarks were learned from the patients they are used on.
+        if (
+            not isinstance(data, dict)
+            or not {"sequences", "voxel_hashes"} <= set(data)
+            or data.get("percentiles") != list(PERCENTILES)
+        ):
             raise StorageError(f"{self.path}: holds no intensity landmarks; {_REMEDY}")
         return data
 
