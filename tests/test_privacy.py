@@ -231,6 +231,31 @@ def test_scan_looks_into_headers_pictures_names_archives_and_binary_files(tmp_pa
     assert not [leak for leak in scan.leaks if "smith" in json.dumps(leak.as_row()).lower()]
 
 
+def test_scan_looks_into_workbooks_arrays_and_wide_text(tmp_path: Path) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.active.append(["case", "patient AB12"])
+    book.save(tmp_path / "table.xlsx")
+    np.savez_compressed(tmp_path / "scores.npz", names=np.array([b"AB12"]), AB12=np.zeros(3))
+    (tmp_path / "wide.csv").write_bytes("case,MRN 00412345\n".encode("utf-16"))
+    (tmp_path / "short.bin").write_bytes(b"\0\1AB12\0\2")
+    scan = scan_folder(tmp_path, KnownIdentifiers({"AB12": "patient id"}))
+    kinds = {(leak.file, leak.kind) for leak in scan.leaks if leak.severity == "error"}
+    assert kinds == {
+        ("table.xlsx", "patient id"),
+        ("scores.npz", "patient id"),
+        ("wide.csv", "hospital number"),
+        ("short.bin", "patient id"),
+    }
+
+
+def test_scan_says_when_a_file_is_too_long_to_be_read_to_its_end(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "long.log.gz", "wb", compresslevel=1) as stream:
+        stream.write(bytes(64_000_001))
+    assert found(scan_folder(tmp_path)) == {("note", "only the first 64 MB were looked through")}
+
+
 def test_known_identifiers_are_found_as_whole_words_only() -> None:
     known = KnownIdentifiers({"P001": "patient id", "ab": "short"})
     assert [hit.kind for hit in known.find("case p001, P0012, XP001, (P001)")] == ["patient id"] * 2

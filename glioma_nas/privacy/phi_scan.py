@@ -1,7 +1,8 @@
 """Look through an output folder for what may identify a patient, before it is shared.
 
-Every file is opened: text as text, NIfTI and DICOM by header, pictures by their text chunks, everything else by the
-readable strings in it. What is found is told by place and kind, never repeated.
+Every file is opened: text as text, NIfTI and DICOM by header, pictures by their text chunks, workbooks and other files
+that are ZIP archives inside by what they hold, everything else by the readable strings in it. What is found is told by
+place and kind, never repeated.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import datetime
 import gzip
 import os
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glioma_nas.archives import is_archive
@@ -60,7 +62,10 @@ _TEXT_SUFFIXES = frozenset(
 ) | {".stderr", ".stdout", ".err", ".out", ""}
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 _MAX_TEXT_BYTES = 64_000_000
-_STRINGS = re.compile(rb"[\x20-\x7e]{6,}")
+# As long as the shortest identifier that is looked for.
+_STRINGS = re.compile(rb"[\x20-\x7e]{4,}")
+_ZIP_MAGIC = b"PK\x03\x04"
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _HIT_CAP = 50
 
 
@@ -148,14 +153,42 @@ def _scan_file(path: Path, shown: str, known: KnownIdentifiers, own_days: Span) 
             return _leaks("DICOM header", shown, _dicom_hits(path, known))
         if path.suffix.lower() in _PICTURES:
             return _leaks("picture's text", shown, find_identifiers(_picture_text(path), known, own_days))
-        data = _content(path)
-        if path.suffix.lower() in _TEXT_SUFFIXES and b"\0" not in data[:4096]:
-            return _leaks("text", shown, find_identifiers(data.decode("utf-8", "replace"), known, own_days))
-        strings = "\n".join(match.decode("ascii") for match in _STRINGS.findall(data))
-        # Patterns would find dates and numbers everywhere in binary data; known identifiers are worth looking for.
-        return _leaks("strings", shown, known.find(strings))
-    except (OSError, ImageError, EOFError, zlib.error, ValueError) as err:
+        data, cut = _content(path)
+        if data.startswith(_ZIP_MAGIC):
+            return _packed_leaks(path, shown, known, own_days)
+        leaks = _content_leaks(path.suffix.lower(), data, shown, known, own_days)
+        return [*leaks, _cut(shown)] if cut else leaks
+    except (OSError, ImageError, EOFError, zlib.error, ValueError, zipfile.BadZipFile, RuntimeError) as err:
+        # zipfile raises RuntimeError for a password, and a child of it for a compression it does not know.
         return [Leak("note", f"cannot be looked into ({type(err).__name__})", shown, "file", "")]
+
+
+def _content_leaks(suffix: str, data: bytes, shown: str, known: KnownIdentifiers, own_days: Span) -> list[Leak]:
+    wide = data.startswith(_WIDE_MARKS)
+    if suffix in _TEXT_SUFFIXES and (wide or b"\0" not in data[:4096]):
+        text = data.decode("utf-16" if wide else "utf-8", "replace")
+        return _leaks("text", shown, find_identifiers(text, known, own_days))
+    strings = "\n".join(match.decode("ascii") for match in _STRINGS.findall(data))
+    # Patterns would find dates and numbers everywhere in binary data; known identifiers are worth looking for.
+    return _leaks("strings", shown, known.find(strings))
+
+
+def _packed_leaks(path: Path, shown: str, known: KnownIdentifiers, own_days: Span) -> list[Leak]:
+    # Workbooks, documents, .npz and PyTorch's files are ZIP archives, whose text shows only when unpacked.
+    leaks: list[Leak] = []
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            leaks += _leaks("name inside", shown, find_identifiers(info.filename, known, own_days))
+            with archive.open(info) as stream:
+                data = stream.read(_MAX_TEXT_BYTES)
+            leaks += _content_leaks(PurePosixPath(info.filename).suffix.lower(), data, shown, known, own_days)
+            if info.file_size > len(data):
+                leaks.append(_cut(shown))
+    return leaks
+
+
+def _cut(shown: str) -> Leak:
+    return Leak("note", f"only the first {_MAX_TEXT_BYTES // 1_000_000} MB were looked through", shown, "file", "")
 
 
 def _leaks(where: str, shown: str, hits: Iterator[Hit]) -> list[Leak]:
@@ -219,12 +252,11 @@ def _picture_text(path: Path) -> str:
     return "\n".join(texts)
 
 
-def _content(path: Path) -> bytes:
-    if path.suffix.lower() == ".gz":
-        with gzip.open(path) as stream:
-            return stream.read(_MAX_TEXT_BYTES)
-    with path.open("rb") as handle:
-        return handle.read(_MAX_TEXT_BYTES)
+def _content(path: Path) -> tuple[bytes, bool]:
+    """Return the beginning of a file, unpacked, and whether there is more."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        data = stream.read(_MAX_TEXT_BYTES)
+        return data, bool(stream.read(1))
 
 
 def _own_days(path: Path) -> Span:
