@@ -27,6 +27,7 @@ from glioma_nas.cli import (  # noqa: F401
     predict_commands,
     preprocess_commands,
     privacy_commands,
+    segmentation_study_commands,
 )
 from glioma_nas.cli.application import app, complain, options
 from glioma_nas.errors import GliomaNasError
