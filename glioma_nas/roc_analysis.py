@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 CONFIDENCE = 0.95
+_NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,10 @@ def auc_variance(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
 def paired_delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> Comparison:
     """Compare two classifiers on the same patients by DeLong's paired test.
 
+    When all patients say the same (a perfect ranking beside a constant score) the variance is 0, which is no certainty.
+    There k = min(n⁺, n⁻) disjoint pairs decide: by the sign test p = 2^(1-k), and the interval follows from the share
+    (α/2)^(1/k) of pairs that must differ alike, as in `delong`.
+
     Args:
         labels: (n,), 0 or 1, at least two of each.
         first: (n,), scores of the first classifier.
@@ -191,12 +196,16 @@ def paired_delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> Com
     difference = float(components[0].mean())
     # The variance of a difference of two areas is that of the paired differences of their components.
     deviation = float(np.sqrt(sum(part.var(ddof=1) / part.size for part in components)))
-    # Without spread there is no doubt: the areas are equal, or they differ for certain.
-    p_value = float(2 * norm.sf(abs(difference) / deviation)) if deviation > 0 else float(difference == 0)
+    positive, n = int(truth.sum()), int(truth.size)
+    if deviation < _NO_SPREAD and abs(difference) > _NO_SPREAD:
+        k = min(positive, n - positive)
+        # All but a share of the pairs differ alike; what is known of the others is that they differ by -1 to 1.
+        share = ((1.0 - CONFIDENCE) / 2) ** (1.0 / k)
+        low, high = share * difference - (1.0 - share), share * difference + (1.0 - share)
+        return Comparison(difference, max(-1.0, low), min(1.0, high), min(1.0, 2.0 ** (1 - k)), n, positive)
+    p_value = float(2 * norm.sf(abs(difference) / deviation)) if deviation >= _NO_SPREAD else 1.0
     half = float(norm.ppf(0.5 + CONFIDENCE / 2)) * deviation
-    return Comparison(
-        difference, max(-1.0, difference - half), min(1.0, difference + half), p_value, truth.size, int(truth.sum())
-    )
+    return Comparison(difference, max(-1.0, difference - half), min(1.0, difference + half), p_value, n, positive)
 
 
 def _require_two_each(labels: Ints) -> None:

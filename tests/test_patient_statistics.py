@@ -107,6 +107,17 @@ def test_delong_equals_pairwise_definition(rows):
         assert (paired.high - paired.low) / 2 == pytest.approx(1.959963985 * np.sqrt(expected), rel=1e-6)
 
 
+@pytest.mark.parametrize(("per_class", "p_value"), [(2, 0.5), (10, 2.0**-9)])
+def test_paired_delong_is_not_certain_when_its_variance_is_zero(per_class, p_value):
+    labels = [0] * per_class + [1] * per_class
+    perfect = np.linspace(0.1, 0.9, 2 * per_class)
+    found = paired_delong(labels, perfect, np.full(2 * per_class, 0.5))
+    assert found.difference == pytest.approx(0.5) and found.p_value == pytest.approx(p_value)
+    assert found.low < found.difference < found.high
+    same = paired_delong(labels, perfect, perfect)
+    assert (same.difference, same.p_value) == (0.0, 1.0)
+
+
 def test_auc_agrees_with_scikit_learn_on_random_scores():
     from sklearn.metrics import cohen_kappa_score, matthews_corrcoef, roc_auc_score
 
