@@ -232,12 +232,21 @@ def check_out_of_fold(
     """
     for case in cases:
         record = provenance.get(case.case_id, {})
-        if "train_patients" not in record:
+        trained_on = record.get("train_patients")
+        if trained_on is not None and not (
+            isinstance(trained_on, list | tuple) and all(isinstance(patient, str) for patient in trained_on)
+        ):
+            # A number never equals the text of the sheet, so the patient would pass as unseen.
+            raise LeakageError(
+                f"{source}: case {case.case_id}: train_patients is {trained_on!r}; give a list of patient ids as text, "
+                'for example ["12", "13"]'
+            )
+        if trained_on is None:
             raise LeakageError(
                 f"{source}: case {case.case_id}: it is not recorded which patients the network behind its mask was "
                 "trained on; run the segment stage again"
             )
-        if case.patient_id in record["train_patients"]:
+        if case.patient_id in trained_on:
             raise LeakageError(
                 f"{source}: case {case.case_id}: its mask was made by network '{record.get('network', '?')}' of fold "
                 f"{record.get('fold', '?')}, which was trained on this patient; classifiers take out-of-fold masks "

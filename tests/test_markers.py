@@ -128,6 +128,13 @@ def test_masks_are_refused_when_nobody_knows_whom_the_network_saw():
         check_out_of_fold({}, [Row("c0")], source=Path("provenance.json"))
 
 
+@pytest.mark.parametrize("trained_on", [[12, 13], "12,13", {"12": True}])
+def test_masks_are_refused_when_training_patients_are_no_list_of_text(trained_on):
+    record = {"network": "nnunet", "train_patients": trained_on}
+    with pytest.raises(LeakageError, match=r"case 12: train_patients is .*; give a list of patient ids as text"):
+        check_out_of_fold({"12": record}, [Row("12")], source=Path("provenance.json"))
+
+
 def test_slices_with_the_largest_tumour_area_are_chosen():
     mask = np.zeros((6, 4, 4), dtype=np.uint8)
     for index, area in enumerate([0, 3, 1, 3, 8, 0]):
