@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -158,8 +160,17 @@ def test_study_is_read_back_and_refuses_other_settings(prepared):
     written = kept.stat().st_mtime_ns
     again = run_study(config_of(prepared), FAST, run_folder=prepared / "run", progress=Silent())
     assert kept.stat().st_mtime_ns == written and again.rows() == first.rows()
-    with pytest.raises(StorageError, match="holds this study with other settings"):
+    with pytest.raises(StorageError, match="holds this study with other settings, slices or masks"):
         run_study(config_of(prepared, epochs=3), FAST, run_folder=prepared / "run", progress=Silent())
+
+
+def test_study_is_not_read_back_when_the_slices_were_made_again(prepared, tmp_path):
+    shutil.copytree(prepared / "run" / "preprocess", tmp_path / "run" / "preprocess")
+    run_study(config_of(prepared), FAST, run_folder=tmp_path / "run", progress=Silent())
+    manifest = tmp_path / "run" / "preprocess" / "manifest.json"
+    write_json(manifest, {**read_json(manifest), "key": "another"})
+    with pytest.raises(StorageError, match="other settings, slices or masks"):
+        run_study(config_of(prepared), FAST, run_folder=tmp_path / "run", progress=Silent())
 
 
 def test_study_refuses_a_marker_the_configuration_lacks(prepared):
@@ -169,8 +180,6 @@ def test_study_refuses_a_marker_the_configuration_lacks(prepared):
 
 def test_study_refuses_a_leaky_split(prepared, tmp_path):
     """One scan of a held-out patient is slipped into the training side, as a slice-level split would do."""
-    import shutil
-
     from glioma_nas.folds import FoldPlan, Folds, load_folds
 
     shutil.copytree(prepared / "run" / "preprocess", tmp_path / "run" / "preprocess")

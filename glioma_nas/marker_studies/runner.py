@@ -12,11 +12,12 @@ import pandas as pd
 
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import ConfigError, StorageError, did_you_mean
-from glioma_nas.files import canonical_json, read_json, sha256_text, write_json, write_text
+from glioma_nas.files import canonical_json, read_json, sha256_file, sha256_text, write_json, write_text
 from glioma_nas.marker_analysis import Analysis, analyse
 from glioma_nas.marker_evaluator import build_evaluator, save_evaluator
-from glioma_nas.marker_masks import mask_source
+from glioma_nas.marker_masks import EXPERT, GIVEN, mask_source
 from glioma_nas.marker_studies.tables import FIGURES, StudyTable
+from glioma_nas.pipeline import MANIFEST
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Progress
 from glioma_nas.seeding import derive_seed
@@ -156,6 +157,17 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
 
 
+def _inputs(config: RunConfig, run_folder: Path) -> list[Path]:
+    """List the files that change whenever slices or masks do."""
+    masks = config.classify.masks
+    paths = [run_folder / "preprocess" / MANIFEST]
+    if masks == GIVEN and config.classify.mask_provenance is not None:
+        paths.append(config.cohort.sheet.parent / config.classify.mask_provenance)
+    if masks not in (EXPERT, GIVEN):
+        paths.append(run_folder / "segment" / MANIFEST)
+    return paths
+
+
 def _claim(folder: Path, config: RunConfig, run_folder: Path, marker: str, preset: str) -> None:
     # Folds of another configuration must not be read back as if they were of this one.
     classify = config.classify.model_dump(mode="json", exclude={"markers"})
@@ -166,9 +178,12 @@ def _claim(folder: Path, config: RunConfig, run_folder: Path, marker: str, prese
         "missing_sequence": config.cohort.missing_sequence,
         "preset": preset,
         "folds": read_json(run_folder / "preprocess" / "folds.json")["hash"],
+        "inputs": [sha256_file(path) for path in _inputs(config, run_folder)],
     }
     record = {"key": sha256_text(canonical_json(content)), **content}
     path = folder / STUDY_FILE
     if path.is_file() and read_json(path)["key"] != record["key"]:
-        raise StorageError(f"{folder}: holds this study with other settings; delete it, or choose another --out")
+        raise StorageError(
+            f"{folder}: holds this study with other settings, slices or masks; delete it, or choose another --out"
+        )
     write_json(path, record)
