@@ -63,6 +63,15 @@ class MarkerEvaluator(Evaluator, ABC):
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments beyond ``settings`` and ``study`` that rebuild this evaluator; plain JSON."""
 
+    def check_training_files(self) -> None:
+        """Make sure that files which training needs, and predictions do not, are there; by default there are none.
+
+        Called once by `build_evaluator`, long before `fit`, and not by `load_evaluator`.
+
+        Raises:
+            ConfigError: One is not.
+        """
+
     @abstractmethod
     def fit(
         self, cases: Sequence[MarkerCase], *, folder: Path, label: str, progress: Progress, seed: int, device: str
@@ -351,12 +360,20 @@ def patient_level(frame: pd.DataFrame) -> pd.DataFrame:
 def build_evaluator(
     name: str, settings: ClassifierSettings, options: Mapping[str, Any], *, study: MarkerStudy | None = None
 ) -> MarkerEvaluator:
-    """Build the classifier registered under ``name``.
+    """Build the classifier registered under ``name``, to train it.
 
     Raises:
         UnknownNameError: No classifier has that name.
-        ConfigError: It takes no such option, or not that value.
+        ConfigError: It takes no such option, or not that value, or lacks a file it is to be trained with.
     """
+    evaluator = _construct(name, settings, options, study=study)
+    evaluator.check_training_files()
+    return evaluator
+
+
+def _construct(
+    name: str, settings: ClassifierSettings, options: Mapping[str, Any], *, study: MarkerStudy | None = None
+) -> MarkerEvaluator:
     classifier = registry.classifiers.get(name)
     allowed = set(inspect.signature(classifier).parameters) - {"settings", "study"}
     for option in options:
@@ -382,7 +399,7 @@ def load_evaluator(folder: Path) -> MarkerEvaluator:
     """
     record = read_json(folder / CLASSIFIER_FILE)
     settings = ClassifierSettings(**{**record["settings"], "sequences": tuple(record["settings"]["sequences"])})
-    return build_evaluator(record["classifier"], settings, record["options"])
+    return _construct(record["classifier"], settings, record["options"])
 
 
 def _refuse_shared_patients(train: Sequence[MarkerCase], test: Sequence[MarkerCase], fold: int) -> None:

@@ -98,8 +98,6 @@ class IdhEvaluator(SliceClassifierEvaluator):
         super().__init__(settings, study=study, aggregate=aggregate, weight_decay=weight_decay)
         check_fusion(mode, fusion)
         backbone_design(backbone)
-        if pretrained is not None and not Path(pretrained).is_file():
-            raise ConfigError(f"{pretrained}: no such weights file; correct 'pretrained' or leave it out")
         self.backbone = backbone
         self.mode = mode
         self.fusion = fusion
@@ -110,6 +108,11 @@ class IdhEvaluator(SliceClassifierEvaluator):
         """See `MarkerEvaluator.options`."""
         names = ("backbone", "mode", "fusion", "metadata", "pretrained")
         return {**{name: getattr(self, name) for name in names}, **super().options()}
+
+    def check_training_files(self) -> None:
+        """See `MarkerEvaluator.check_training_files`."""
+        if self.pretrained is not None and not Path(self.pretrained).is_file():
+            raise ConfigError(f"{self.pretrained}: no such weights file; correct 'pretrained' or leave it out")
 
     def build_network(self, *, pretrained: bool) -> SliceNetwork:
         """See `SliceClassifierEvaluator.build_network`."""

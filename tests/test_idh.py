@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from glioma_nas.errors import ConfigError, StorageError
-from glioma_nas.marker_evaluator import build_evaluator, patient_level
+from glioma_nas.marker_evaluator import build_evaluator, load_evaluator, patient_level, save_evaluator
 from glioma_nas.marker_study import ClassifierSettings
 from glioma_nas.plugins.backbones import backbone_design
 from glioma_nas.plugins.idh import IdhNetwork
@@ -87,9 +87,12 @@ def test_idh_predictions_do_not_need_the_pretrained_file_any_more(tmp_path):
     evaluator.settings = ClassifierSettings(sequences=("t1ce", "flair"), epochs=1, batch_size=8, image_size_px=32)
     cases = phantom_cases(8)
     frame = evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path / "run")
+    save_evaluator(tmp_path / "run", "idh", evaluator)
     weights.unlink()
     ids = set(frame.query("fold == 0")["case_id"])
-    again = evaluator.predict(tmp_path / "run" / "fold0", [case for case in cases if case.case_id in ids])
+    again = load_evaluator(tmp_path / "run").predict(
+        tmp_path / "run" / "fold0", [case for case in cases if case.case_id in ids]
+    )
     assert again == pytest.approx(frame.query("fold == 0")["probability_uncalibrated"].to_numpy(), rel=1e-6)
 
 
