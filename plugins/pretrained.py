@@ -44,7 +44,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such weights file; correct 'pretrained' or leave it out to train from scratch")
     try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        found: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
         for wrapper in _WRAPPERS:
             if isinstance(found.get(wrapper), Mapping):
                 found = found[wrapper]
