@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from glioma_nas.config import RunConfig, parse_config
@@ -21,7 +22,9 @@ from glioma_nas.progress import Silent
 from glioma_nas.report.document import show_interval, show_number
 from glioma_nas.report.figures import drawing_figure
 from glioma_nas.report.intervals import estimate, mean, patient_means
+from glioma_nas.report.marker_section import baseline_sentence
 from glioma_nas.report.overlays import choose_slice, window
+from glioma_nas.report.records import MarkerRecords
 from glioma_nas.report.segmentation_section import rank_name, spread
 from glioma_nas.stages import report
 
@@ -401,6 +404,25 @@ def test_report_states_dice_with_n_split_and_interval(finished: tuple[Path, dict
     assert float(paired["student − teacher"]["difference"]) == pytest.approx(-0.01)
     failures = read(finished[0] / "tables" / "failures.csv")
     assert [row["case_id"] for row in failures] == ["case_11", "case_10", "case_09"]
+
+
+@pytest.mark.parametrize(("p_holm", "beats"), [(0.03, True), (0.09, False)])
+def test_baseline_sentence_says_what_the_corrected_comparison_says(p_holm: float, beats: bool) -> None:
+    frame = pd.DataFrame(
+        {
+            "case_id": [f"c{number}" for number in range(20)],
+            "patient_id": [f"p{number}" for number in range(20)],
+            "fold": 0,
+            "label": [0, 1] * 10,
+            "threshold": 0.5,
+        }
+    )
+    good = frame.assign(probability=[0.3 + 0.4 * (number % 2) + 0.001 * number for number in range(20)])
+    poor = frame.assign(probability=[(number * 7 % 20) / 20 for number in range(20)])
+    found = MarkerRecords(good, {}, poor, {}, {"auc_minus_baseline": {"beats": beats, "p_holm": p_holm}})
+    sentence = baseline_sentence(found)
+    assert sentence is not None and sentence[1] is beats
+    assert ("corrected by Holm" in sentence[0]) is not beats
 
 
 @pytest.mark.slow

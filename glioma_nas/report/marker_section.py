@@ -88,8 +88,9 @@ def baseline_sentence(found: MarkerRecords) -> tuple[str, bool] | None:
     """Compare the image model with age and sex on the same patients.
 
     Returns:
-        A sentence, and whether the model beats the baseline (the whole interval of the difference is above 0); none
-        when one of the two was not measured, or a class has fewer than two patients.
+        A sentence, and whether the model beats the baseline; none when one of the two was not measured, or a class has
+        fewer than two patients. It beats it when the p-value corrected by Holm says so, as in the table of baselines;
+        without a recorded p-value, when the whole interval of the difference is above 0.
     """
     if found.predictions is None or found.baseline_predictions is None:
         return None
@@ -104,8 +105,12 @@ def baseline_sentence(found: MarkerRecords) -> tuple[str, bool] | None:
         f"AUC difference {show_number(gap.difference, 3)} (95 % interval {show_interval(gap.low, gap.high, 3)}, "
         f"DeLong, paired, n = {gap.n} patients)"
     )
-    if gap.low > 0:
+    recorded = found.summary.get("auc_minus_baseline")
+    if gap.low > 0 and (recorded is None or recorded["beats"]):
         return f"The image model beats {BASELINE} alone: {words}.", True
+    if gap.low > 0 and recorded is not None:
+        corrected = f"corrected by Holm for the number of baselines p = {show_number(recorded['p_holm'], 3)}"
+        return f"The image model is not shown to beat {BASELINE} alone: {words}; {corrected}.", False
     if gap.difference > 0:
         return f"The image model is not shown to beat {BASELINE} alone: {words}; the interval includes 0.", False
     return f"The image model does not beat {BASELINE} alone: {words}.", False
