@@ -109,17 +109,23 @@ def choose(
     patients = sorted({case.patient_id for case in cases})
     labels = {case.patient_id: int(case.label or 0) for case in cases}
     truth = np.asarray([labels[patient] for patient in patients])
-    rows: dict[str, NDArray[np.float64]] = {}
-    for variant, values in predictions.items():
-        of_patient: dict[str, list[float]] = {patient: [] for patient in patients}
-        for case, value in zip(cases, values, strict=True):
-            of_patient[case.patient_id].append(float(value))
-        rows[variant] = np.asarray([np.mean(of_patient[patient]) for patient in patients])
+    rows = {variant: _patient_means(cases, values, patients) for variant, values in predictions.items()}
     areas = {variant: auc(truth, values) for variant, values in rows.items()}
     best = max(areas, key=lambda variant: areas[variant])
     temperature = fit_temperature(truth, rows[best])
-    threshold = choose_threshold(truth, apply_temperature(rows[best], temperature))
+    # As they are called later: each case at the temperature, then the mean.
+    tempered = _patient_means(cases, apply_temperature(predictions[best], temperature), patients)
+    threshold = choose_threshold(truth, tempered)
     return Tuning(threshold, temperature, best, n_inner_folds, len(patients), areas[best])
+
+
+def _patient_means(
+    cases: Sequence[MarkerCase], values: NDArray[np.float64], patients: Sequence[str]
+) -> NDArray[np.float64]:
+    of_patient: dict[str, list[float]] = {patient: [] for patient in patients}
+    for case, value in zip(cases, values, strict=True):
+        of_patient[case.patient_id].append(float(value))
+    return np.asarray([np.mean(of_patient[patient]) for patient in patients])
 
 
 def nothing_chosen(variants: Mapping[str, Any]) -> Tuning:

@@ -12,6 +12,7 @@ from glioma_nas.marker_evaluator import MarkerEvaluator, build_evaluator, patien
 from glioma_nas.marker_study import ClassifierSettings
 from glioma_nas.marker_tuning import Tuning, choose, inner_folds
 from glioma_nas.plugins.radiomics import co_occurrence, feature_names, radiomics_features, shape_features
+from glioma_nas.roc_analysis import choose_threshold
 from glioma_nas.testing.classifier_suite import ClassifierSuite, phantom_cases, phantom_folds
 from glioma_nas.uncertainty import altered_copy, predict_with_uncertainty
 
@@ -93,6 +94,22 @@ def test_variant_with_the_larger_auc_is_chosen():
     noise = np.linspace(0.1, 0.9, 8)
     assert choose(cases, {"mean": noise, "max": 0.2 + 0.5 * labels}, n_inner_folds=3).variant == "max"
     assert choose(cases, {"mean": 0.2 + 0.5 * labels, "max": 0.2 + 0.5 * labels}, n_inner_folds=3).variant == "mean"
+
+
+def test_threshold_is_chosen_on_the_means_that_are_called_later():
+    cases = phantom_cases(8)
+    cases += [replace(case, case_id=f"x{case.case_id}") for case in cases]
+    negative, positive = iter([0.05, 0.1, 0.3, 0.5]), iter([0.45, 0.5, 0.6, 0.7])
+    once = [next(positive if case.label else negative) for case in cases[:8]]
+    # The second case of a positive patient is far from the first, so mean and temperature do not commute.
+    twice = [value if case.label == 0 else 0.999 for value, case in zip(once, cases[:8], strict=True)]
+    values = np.asarray(once + twice)
+    tuning = choose(cases, {"": values}, n_inner_folds=2)
+    assert tuning.temperature != 1.0
+    called_later = tuning.temper(values).reshape(2, 8).mean(axis=0)
+    labels = [case.label for case in cases[:8]]
+    assert tuning.threshold == pytest.approx(choose_threshold(labels, called_later))
+    assert tuning.threshold != pytest.approx(choose_threshold(labels, tuning.temper(values.reshape(2, 8).mean(axis=0))))
 
 
 class TestTumourVolumeClassifier(ClassifierSuite):
