@@ -5,15 +5,59 @@ Predictions of different markers are out-of-fold each, so no patient's subtype w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from glioma_nas import registry
+from glioma_nas.cohort import UNKNOWN_VALUES
 from glioma_nas.config.markers import SubtypeConfig
 from glioma_nas.errors import ConfigError, LabelError, did_you_mean
 from glioma_nas.marker_evaluator import patient_level
+
+COLUMNS = (
+    "patient_id",
+    "call",
+    "grade",
+    "probability",
+    "reason",
+    "next_test",
+    "next_test_bits",
+    "from_known_markers",
+)
+
+
+def check_subtype(config: SubtypeConfig, markers: Collection[str], labels: Iterable[Mapping[str, str]]) -> None:
+    """Find what is wrong with a subtype's configuration or columns, before anything is trained.
+
+    Args:
+        config: Rules, tau, and where each of the rules' markers comes from.
+        markers: Names of the configured markers.
+        labels: The sheet's columns of every case.
+
+    Raises:
+        UnknownNameError: No rules have that name.
+        ConfigError: A marker is unknown.
+        LabelError: A measured column is absent or empty, or a cell of it holds neither of the values named.
+    """
+    rules = registry.subtypes.get(config.rules)(tau=config.tau)
+    rules.integrate(dict.fromkeys(config.measured, "unknown"), dict.fromkeys(config.predicted, 0.5))
+    for name, marker in config.predicted.items():
+        if marker not in markers:
+            raise ConfigError(
+                f"classify.subtype.predicted.{name}: no marker '{marker}': {did_you_mean(marker, markers)}"
+            )
+    sheet = list(labels)
+    for name, column in config.measured.items():
+        if not any(_cell(cells, column.column) for cells in sheet):
+            known = sorted({key for cells in sheet for key in cells})
+            raise LabelError(
+                f"classify.subtype.measured.{name}: the sheet lacks column '{column.column}', or no case of this run "
+                f"has a value in it; {did_you_mean(column.column, known)} Correct 'column', or remove the entry"
+            )
+        for cells in sheet:
+            _state(column.column, column.altered, column.wildtype, cells)
 
 
 def subtype_rows(
@@ -29,23 +73,25 @@ def subtype_rows(
         labels: Case id → the sheet's columns.
 
     Raises:
-        UnknownNameError: No rules have that name.
-        ConfigError: A marker is unknown.
-        LabelError: A cell of a measured column holds neither of the values named.
+        GliomaNasError: See `check_subtype`.
     """
     rules = registry.subtypes.get(config.rules)(tau=config.tau)
-    tables = {}
-    for name, marker in config.predicted.items():
-        if marker not in predictions:
-            raise ConfigError(
-                f"classify.subtype.predicted.{name}: no marker '{marker}': {did_you_mean(marker, predictions)}"
-            )
-        tables[name] = patient_level(predictions[marker]).set_index("patient_id")
-    first_case = {str(row.patient_id): str(row.case_id) for frame in predictions.values() for row in frame.itertuples()}
+    check_subtype(config, predictions, labels.values())
+    tables = {
+        name: patient_level(predictions[marker]).set_index("patient_id") for name, marker in config.predicted.items()
+    }
+    known_cells: dict[str, dict[str, str]] = {}
+    for frame in predictions.values():
+        for row in frame.itertuples():
+            own = known_cells.setdefault(str(row.patient_id), {})
+            # Of several cases of a patient the first with a value counts.
+            for column, cell in labels[str(row.case_id)].items():
+                if _cell({column: cell}, column):
+                    own.setdefault(column, cell)
     common = sorted(set.intersection(*(set(table.index) for table in tables.values())))
     rows = []
     for patient in common:
-        cells = labels[first_case[patient]]
+        cells = known_cells[patient]
         measured = {
             name: _state(column.column, column.altered, column.wildtype, cells)
             for name, column in config.measured.items()
@@ -69,7 +115,7 @@ def subtype_rows(
                 "from_known_markers": reference.call,
             }
         )
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
     called = table[table["call"].notna()]
     comparable = called[called["from_known_markers"].notna()]
     agree = int((comparable["call"] == comparable["from_known_markers"]).sum())
@@ -77,7 +123,7 @@ def subtype_rows(
         "rules": config.rules,
         "tau": config.tau,
         "n_patients": len(table),
-        "n_left_out_marker_not_predicted": len(first_case) - len(table),
+        "n_left_out_marker_not_predicted": len(known_cells) - len(table),
         "n_called": len(called),
         "n_comparable": len(comparable),
         "n_agree_with_known_markers": agree,
@@ -86,9 +132,14 @@ def subtype_rows(
     return table, summary
 
 
-def _state(column: str, altered: str, wildtype: str, cells: Mapping[str, str]) -> str:
+def _cell(cells: Mapping[str, str], column: str) -> str:
     value = str(cells.get(column, "")).strip().lower()
-    states = {altered.lower(): "altered", wildtype.lower(): "wildtype", "": "unknown", "unknown": "unknown"}
+    return "" if value in UNKNOWN_VALUES else value
+
+
+def _state(column: str, altered: str, wildtype: str, cells: Mapping[str, str]) -> str:
+    value = _cell(cells, column)
+    states = {altered.lower(): "altered", wildtype.lower(): "wildtype", "": "unknown"}
     if value not in states:
         raise LabelError(
             f"classify.subtype.measured: column '{column}' holds '{value}'; allowed are '{altered}', '{wildtype}' or "

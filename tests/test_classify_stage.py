@@ -426,6 +426,30 @@ def test_classify_is_refused_before_any_training_when_an_option_is_unknown(run_f
     assert trained_nothing(run_folder)
 
 
+@pytest.mark.parametrize(
+    ("subtype", "error", "message"),
+    [
+        ({"predicted": {"idhh": "idh"}}, ConfigError, "unknown marker 'idhh'"),
+        ({"predicted": {"idh": "ihd"}}, ConfigError, "no marker 'ihd': did you mean 'idh'"),
+        (
+            {"measured": {"cdkn2a": {"column": "cdkn2", "altered": "deleted", "wildtype": "retained"}}},
+            LabelError,
+            r"measured\.cdkn2a: the sheet lacks column 'cdkn2'",
+        ),
+        (
+            {"measured": {"cdkn2a": {"column": "idh", "altered": "deleted", "wildtype": "wildtype"}}},
+            LabelError,
+            "column 'idh' holds 'mutant'; allowed are 'deleted'",
+        ),
+    ],
+)
+def test_classify_is_refused_before_any_training_when_a_subtype_cannot_be_made(run_folder, subtype, error, message):
+    changes = {"markers": AGE_ONLY, "subtype": {"predicted": {"idh": "idh"}, **subtype}}
+    with pytest.raises(error, match=message):
+        classify.run(context(run_folder, **changes))
+    assert trained_nothing(run_folder)
+
+
 def test_classify_is_refused_when_a_mask_is_not_out_of_fold(tmp_path):
     write_preprocess(tmp_path / "preprocess")
     write_segment(tmp_path / "segment", tmp_path / "preprocess", leak=("case007",))

@@ -46,7 +46,7 @@ from glioma_nas.prepared import PreparedCase, PreparedCohort
 from glioma_nas.roc_analysis import Estimate
 from glioma_nas.seeding import derive_seed
 from glioma_nas.slice_classifier import SliceClassifierEvaluator
-from glioma_nas.subtype_table import subtype_rows
+from glioma_nas.subtype_table import check_subtype, subtype_rows
 
 BASELINE = "age_sex"
 
@@ -92,6 +92,9 @@ def run(context: StageContext) -> dict[str, Any]:
         evaluators = build_evaluators(context.config, marker)
         masks = mask_source(context.config, context.inputs.get("segment"))
         plans.append((plan_marker(context.config, cohort, masks, name, marker), evaluators))
+    if context.config.classify.subtype is not None:
+        labels = [case.labels for case in cohort.cases.values()]
+        check_subtype(context.config.classify.subtype, context.config.classify.markers, labels)
     if not plans:
         context.progress.note("classify: no markers configured")
     results: dict[str, Any] = {"markers": {plan.name: _classify(context, cohort, plan, own) for plan, own in plans}}
