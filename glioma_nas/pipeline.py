@@ -114,6 +114,16 @@ def _calibration_fingerprint(config: RunConfig) -> dict[str, Any] | None:
     return None if path is None else {"calibration": sha256_file(path) if path.is_file() else None}
 
 
+def _classify_fingerprint(config: RunConfig) -> dict[str, Any] | None:
+    """Return the contents of the files the classify stage is told of: provenance of given masks, pretrained weights."""
+    options = [value for marker in config.classify.markers.values() for value in marker.options.values()]
+    files = [Path(value) for value in options if isinstance(value, str)]
+    if config.classify.mask_provenance is not None:
+        files.append(config.cohort.sheet.parent / config.classify.mask_provenance)
+    hashes = {str(path): sha256_file(path) for path in files if path.is_file()}
+    return {"files": hashes} if hashes else None
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "preprocess",
@@ -172,6 +182,7 @@ STAGES: tuple[Stage, ...] = (
         ("preprocess", "segment"),
         ("classify", "device"),
         "glioma_nas.stages.classify",
+        _classify_fingerprint,
     ),
     Stage(
         "report",

@@ -78,6 +78,27 @@ def test_finished_stage_is_skipped(config: RunConfig, tmp_path: Path) -> None:
     assert notes.notes[-1] == "preprocess: done before, skipped"
 
 
+def test_classify_depends_on_what_its_files_say(tmp_path: Path) -> None:
+    (tmp_path / "who.json").write_text("{}")
+    (tmp_path / "weights.pt").write_bytes(b"first")
+    marker = {"column": "idh", "positive": "mutant", "options": {"pretrained": str(tmp_path / "weights.pt")}}
+    data = {"masks": "given", "mask_provenance": "who.json", "markers": {"idh": marker}}
+    config = parse_config(
+        {"cohort": {"sheet": str(tmp_path / "cohort.csv")}, "classify": data}, source="test", folder=tmp_path
+    )
+    pipeline = Pipeline(config, tmp_path / "run", Silent())
+    stage = next(stage for stage in STAGES if stage.name == "classify")
+    for name in stage.needs:
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / MANIFEST).write_text("{}")
+    keys = [pipeline.key(stage)]
+    (tmp_path / "who.json").write_text('{"case0": {}}')
+    keys.append(pipeline.key(stage))
+    (tmp_path / "weights.pt").write_bytes(b"second")
+    keys.append(pipeline.key(stage))
+    assert len(set(keys)) == 3
+
+
 def test_manifest_says_what_made_the_stage(config: RunConfig, tmp_path: Path) -> None:
     Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
     manifest = read_json(tmp_path / "run" / "preprocess" / MANIFEST)
