@@ -117,6 +117,24 @@ def test_scrubbed_nifti_keeps_voxels_and_grid_and_loses_text(tmp_path: Path, suf
     assert not scrub_nifti(tmp_path / f"b{suffix}", tmp_path / f"c{suffix}")
 
 
+@pytest.mark.parametrize("place", ["behind a short text", "between header and voxels", "after the voxels"])
+def test_text_where_no_program_shows_it_is_found_and_removed(tmp_path: Path, place: str) -> None:
+    raw = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4)).to_bytes()
+    if place == "behind a short text":
+        raw = raw[:148] + b"FSL\0Smith^John" + raw[162:]
+    elif place == "after the voxels":
+        raw += b"Smith^John"
+    else:
+        raw = raw[:108] + np.float32(368).tobytes() + raw[112:352] + b"Smith^John\0\0\0\0\0\0" + raw[352:]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.nii").write_bytes(raw)
+    assert ("error", "name in DICOM's form") in found(scan_folder(tmp_path))
+    assert scrub_nifti(tmp_path / "in" / "a.nii", tmp_path / "out" / "a.nii")
+    assert b"Smith" not in (tmp_path / "out" / "a.nii").read_bytes()
+    assert scan_folder(tmp_path / "out").leaks == ()
+    assert np.array_equal(nib.load(tmp_path / "out" / "a.nii").get_fdata().ravel(order="C"), np.arange(24))
+
+
 def test_scrubbed_dicom_keeps_the_image_and_nothing_of_the_person(tmp_path: Path) -> None:
     write_series(tmp_path / "in", study="1.2.3.4", number=4, n_slices=3, **{**SERIES["flair"], "PatientAge": "093Y"})
     done = scrub(tmp_path / "in", tmp_path / "out", PSEUDONYMS)

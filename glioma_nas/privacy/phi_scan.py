@@ -21,7 +21,7 @@ from typing import Any
 from glioma_nas.archives import is_archive
 from glioma_nas.errors import ImageError
 from glioma_nas.images import open_nifti
-from glioma_nas.privacy.nifti_header import header_texts
+from glioma_nas.privacy.nifti_header import header_texts, hidden_bytes
 from glioma_nas.privacy.pseudonyms import is_pseudonym
 from glioma_nas.privacy.text_patterns import (
     DATE_KEYWORDS,
@@ -209,6 +209,10 @@ def _nifti_hits(path: Path, known: KnownIdentifiers) -> Iterator[Hit]:
             yield Hit("warning", f"free text in {name}", masked(text))
     for extension in image.header.extensions:
         yield Hit("error", f"header extension of code {extension.get_code()}", f"{extension.get_sizeondisk()} bytes")
+    if rest := hidden_bytes(image):
+        text = "\n".join(match.decode("ascii") for match in _STRINGS.findall(rest))
+        yield from find_identifiers(text, known, never)
+        yield Hit("warning", "bytes that belong to no voxel", f"{len(rest)} bytes")
 
 
 def _is_dicom(path: Path) -> bool:
