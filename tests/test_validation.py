@@ -15,6 +15,7 @@ import pytest
 from glioma_nas.config import CohortConfig, MarkerConfig
 from glioma_nas.errors import ImageError
 from glioma_nas.images import open_nifti, read_volume
+from glioma_nas.markers import encode_labels
 from glioma_nas.testing.phantoms import PHANTOM_AFFINE, write_nifti, write_phantom_cohort
 from glioma_nas.validation import Validation, validate_cohort, write_validation
 from glioma_nas.validation.file_checks import FileCheck
@@ -220,7 +221,7 @@ def put(column: str, *values: str) -> Callable[[list[list[str]]], None]:
         ("ki67", ("12 %",), "ki67-range", "error"),
         ("ki67", ("140",), "ki67-range", "error"),
         ("idh", ("mutant",) * 4, "one-class", "error"),
-        ("idh", ("mutant", "wildtype", "mutant", "mutant"), "rare-class", "warning"),
+        ("idh", ("mutant", "wildtype", "mutant", "mutant"), "rare-class", "error"),
         ("patient_id", ("X", "X"), "contradiction", "error"),
     ],
 )
@@ -231,6 +232,14 @@ def test_label_columns_are_checked(
     markers = {"idh": MarkerConfig(column="idh", positive="mutant")}
     validation = validate_cohort(CohortConfig(sheet=sheet), Demands(("t1ce", "flair"), markers, n_folds=2))
     assert {item.severity for item in validation.findings if item.code == code} == {severity}
+
+
+def test_classes_count_as_a_run_counts_them(sound: Path, tmp_path: Path) -> None:
+    sheet = changed_sheet(sound, tmp_path, put("idh", "Mutant", "Mutant", "wildtype", "wildtype"))
+    markers = {"idh": MarkerConfig(column="idh", positive="mutant")}
+    validation = validate_cohort(CohortConfig(sheet=sheet), Demands(("t1ce", "flair"), markers, n_folds=2))
+    assert encode_labels(validation.cohort.cases, "idh", markers["idh"], sheet=sheet, n_folds=2)
+    assert not [item for item in validation.findings if item.code in ("one-class", "rare-class")]
 
 
 def test_fractions_in_place_of_per_cent_and_conflicts_are_found(tmp_path: Path) -> None:

@@ -114,18 +114,19 @@ def _classes(cohort: Cohort, name: str, marker: MarkerConfig, n_folds: int) -> l
         known.add(case.patient_id)
         value = case.labels[column]
         number = _number(value)
-        if value == marker.positive or (
+        if (marker.positive is not None and value.lower() == marker.positive.strip().lower()) or (
             marker.threshold is not None and number is not None and number >= marker.threshold
         ):
             positive.add(case.patient_id)
     fewest = min(len(positive), len(known) - len(positive))
-    if fewest >= n_folds:
+    needed = max(2, n_folds)
+    if fewest >= needed:
         return []
     text = f"marker '{name}' has {len(positive)} positive and {len(known) - len(positive)} negative patients"
     if fewest == 0:
         return [Finding("error", "one-class", text, "correct the labels, or the marker's 'positive'", column=column)]
-    remedy = f"with {n_folds} folds some test no patient of the rarer class: lower folds.n_folds, or add patients"
-    return [Finding("warning", "rare-class", text, remedy, column=column)]
+    remedy = f"a run refuses fewer than {needed} of a class: lower folds.n_folds, or add patients"
+    return [Finding("error", "rare-class", text, remedy, column=column)]
 
 
 def _who_rules(cases: Sequence[Case]) -> list[Finding]:
