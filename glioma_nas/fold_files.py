@@ -13,7 +13,7 @@ from typing import Any
 
 from glioma_nas.errors import CohortError, LeakageError
 from glioma_nas.files import read_json, write_json
-from glioma_nas.folds import FoldPlan, Folds, Member, load_fold_plan
+from glioma_nas.folds import FoldPlan, Folds, Member, check_not_empty, load_fold_plan
 
 SPLITS_FILE = "splits_final.json"
 
@@ -34,7 +34,8 @@ def read_foreign_plan(path: Path, cases: Sequence[Member], *, seed: int) -> Fold
         seed: The run's seed, kept with the folds.
 
     Raises:
-        CohortError: It is neither, names a case the cohort lacks, or does not hold every case out exactly once.
+        CohortError: It is neither, names a case the cohort lacks, or does not hold every case out exactly once,
+            or a side of a fold is empty.
         LeakageError: A patient stands on both sides of a fold.
         StorageError: The file is missing or no JSON, or our file was changed.
     """
@@ -75,6 +76,10 @@ def _check(path: Path, folds: Folds, patients: Mapping[str, str]) -> None:
                 f"{path}: case {case_id} is held out by {held[case_id]} folds instead of one; draw the folds from this "
                 "cohort"
             )
+    try:
+        check_not_empty(folds)
+    except CohortError as err:
+        raise CohortError(f"{path}: {err}") from err
     for fold in range(folds.n):
         names = {*folds.train(fold), *folds.test(fold)}
         if unknown := names - set(patients):

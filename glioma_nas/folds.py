@@ -310,7 +310,7 @@ def check_folds(folds: Folds, cohort: HashedCohort) -> None:
     Raises:
         LeakageError: A case, another case of the same patient, or a scan with identical voxels is trained on and held
             out in one fold.
-        CohortError: A case is unknown or is not held out exactly once.
+        CohortError: A case is unknown or is not held out exactly once, or a side is empty.
     """
     held = Counter(case_id for fold in range(folds.n) for case_id in folds.test(fold))
     for case_id in {*held, *(case_id for fold in range(folds.n) for case_id in folds.train(fold))} - set(cohort.cases):
@@ -320,6 +320,7 @@ def check_folds(folds: Folds, cohort: HashedCohort) -> None:
             raise CohortError(
                 f"case {case_id} is held out by {held[case_id]} folds instead of one; run the preprocess stage again"
             )
+    check_not_empty(folds)
     for fold in range(folds.n):
         _check_sides(f"fold {fold}", folds.pairs[fold], "test", cohort)
         for index, pair in enumerate(folds.inner[fold] if folds.inner else ()):
@@ -330,6 +331,21 @@ def check_folds(folds: Folds, cohort: HashedCohort) -> None:
                     "preprocess stage"
                 )
             _check_sides(name, pair, "validation", cohort)
+
+
+def check_not_empty(folds: Folds) -> None:
+    """Make sure that both sides of every fold, and of every inner fold, hold a case.
+
+    Raises:
+        CohortError: One does not, which folds from a file can bring about, or cases of them that could not be prepared.
+    """
+    for fold in range(folds.n):
+        for pair in (folds.pairs[fold], *(folds.inner[fold] if folds.inner else ())):
+            if not all(pair):
+                raise CohortError(
+                    f"fold {fold} trains on {len(pair[0])} cases and holds out {len(pair[1])}; both sides need one: "
+                    "mend the cases that failed, or draw other folds"
+                )
 
 
 def _check_sides(name: str, pair: Pair, held: str, cohort: HashedCohort) -> None:

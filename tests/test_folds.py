@@ -271,6 +271,8 @@ def test_nnunet_splits_go_out_and_come_back(tmp_path: Path) -> None:
          "case c3 is held out by 0 folds"),
         ([{"train": ["c0", "x"], "val": ["c2"]}, {"train": [], "val": []}], CohortError,
          "names 1 cases that the cohort does not have, such as 'x'"),
+        ([{"train": ["c0", "c1"], "val": ["c2", "c3"]}, {"train": ["c2", "c3"], "val": ["c0", "c1"]},
+          {"train": ["c0", "c1", "c2", "c3"], "val": []}], CohortError, "fold 2 trains on 4 cases and holds out 0"),
         ([{"train": ["c0"]}], CohortError, "neither folds.json nor splits_final.json"),
         ([{"train": [], "val": ["c0", "c1", "c2", "c3"]}], CohortError, "holds 1 folds; at least 2"),
         ("text", CohortError, "neither folds.json nor splits_final.json"),

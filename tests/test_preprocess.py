@@ -375,3 +375,23 @@ def test_stage_prepares_the_real_three_dimensional_cases(tmp_path: Path) -> None
             continue
         found = case.to_native(mask.astype(np.float32)) >= 0.5
         assert 2 * (found & (native > 0)).sum() / (found.sum() + native.sum()) > 0.93
+
+
+def test_stage_takes_folds_from_a_file_and_notices_when_it_changes(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    names = [f"P{number:03d}" for number in range(1, 7)]
+    path = tmp_path / "splits_final.json"
+
+    def write_splits(first: list[str]) -> list[set[str]]:
+        second = [name for name in names if name not in first]
+        path.write_text(json.dumps([{"train": second, "val": first}, {"train": first, "val": second}]))
+        return [set(first), set(second)]
+
+    # The configuration's own number of folds says nothing about those of a file.
+    sections = {"folds": {"file": str(path), "n_folds": 5}}
+    sections["classify"] = {"markers": {"idh": {"column": "idh", "positive": "mutant"}}}
+    for first in (names[:3], names[1:4]):
+        expected = write_splits(first)
+        preprocess(sheet, tmp_path / "run", **sections)
+        folds = PreparedCohort.load(tmp_path / "run" / "preprocess").folds
+        assert [set(folds.test(fold)) for fold in range(folds.n)] == expected

@@ -127,9 +127,8 @@ def _what_to_validate(path: Path, sequences: str | None, override: list[str] | N
         config = load_run_config(path, override, None)
         load_plugins(config.plugins)
         joined = any(step.joins_grids for step in build_steps(config.preprocess).values())
-        demands = Demands(
-            named or sequences_of(config), config.classify.markers, config.folds.n_folds, one_grid=not joined
-        )
+        n_folds = config.folds.n_folds if config.folds.file is None else 2  # the file is checked where it is read
+        demands = Demands(named or sequences_of(config), config.classify.markers, n_folds, one_grid=not joined)
         return config.cohort, demands
     if override:
         raise ConfigError("--set changes keys of a configuration; give the YAML in place of the sheet")

@@ -58,9 +58,12 @@ def run(context: StageContext) -> dict[str, Any]:
 
     def draw_folds(failed: Collection[str]) -> FoldPlan:
         cases = [case for case in complete.cases if case.case_id not in failed]
+        given = config.folds.file is not None
+        plan = plan_folds(config, complete.cases, cohort.label_columns, failed=failed) if given else None
+        n_folds = config.folds.n_folds if plan is None else plan.folds.n
         for name, marker in config.classify.markers.items():
-            encode_labels(cases, name, marker, sheet=cohort.sheet, n_folds=config.folds.n_folds)
-        return plan_folds(config, complete.cases, cohort.label_columns, failed=failed)
+            encode_labels(cases, name, marker, sheet=cohort.sheet, n_folds=n_folds)
+        return plan or plan_folds(config, complete.cases, cohort.label_columns, failed=failed)
 
     draw_folds(())  # before hours of work, to find out whether there will be folds at all
     recipe = recipe_of(config)
