@@ -8,9 +8,11 @@
 const net = require('net');
 const http = require('http');
 const fs = require('fs');
+const os = require('os');
 const Module = require('module');
 
 const script = process.argv[1] || '';
+const ESTABLISHED = '01';
 
 // NODE_OPTIONS reaches every Node program that the user starts from the same shell; only NNI's are meant.
 if (script.includes('nni_node')) {
@@ -75,7 +77,7 @@ function refuseOtherUsers() {
     const emit = net.Server.prototype.emit;
     net.Server.prototype.emit = function (event, socket, ...rest) {
         if (event === 'connection' && socket instanceof net.Socket && socket.remotePort !== undefined) {
-            const user = userOf(socket.remotePort, socket.localPort);
+            const user = userOf(socket);
             if (user !== own && user !== 0) {
                 socket.destroy();
                 return true;
@@ -85,8 +87,13 @@ function refuseOtherUsers() {
     };
 }
 
-function userOf(theirPort, ourPort) {
-    const hex = (port) => port.toString(16).toUpperCase().padStart(4, '0');
+// Both ends are compared whole: another user may take the port of one's own connection at another loopback address. And
+// only an open connection tells whose it is: the kernel shows one whose program has closed it already as root's.
+function userOf(socket) {
+    const ends = [
+        endsOf(socket.remoteAddress, socket.remotePort),
+        endsOf(socket.localAddress, socket.localPort),
+    ];
     for (const table of ['/proc/net/tcp', '/proc/net/tcp6']) {
         let text;
         try {
@@ -96,13 +103,26 @@ function userOf(theirPort, ourPort) {
         }
         for (const line of text.split('\n').slice(1)) {
             const columns = line.trim().split(/\s+/);
-            if (columns.length > 7 && columns[1].endsWith(':' + hex(theirPort))
-                && columns[2].endsWith(':' + hex(ourPort))) {
+            if (columns.length > 7 && columns[3] === ESTABLISHED
+                && ends[0].includes(columns[1]) && ends[1].includes(columns[2])) {
                 return Number(columns[7]);
             }
         }
     }
     return null;
+}
+
+// How the kernel writes one end: address as 32-bit words in the processor's own order of bytes, then the port.
+function endsOf(address, port) {
+    const hexPort = ':' + port.toString(16).toUpperCase().padStart(4, '0');
+    const little = os.endianness() === 'LE';
+    const word = (bytes) => Buffer.from(little ? bytes.slice().reverse() : bytes).toString('hex').toUpperCase();
+    const none = '00000000';
+    if (address === '::1') {
+        return [none + none + none + word([0, 0, 0, 1]) + hexPort];
+    }
+    const four = word((address || '').replace(/^::ffff:/, '').split('.').map(Number));
+    return [four + hexPort, none + none + word([0, 0, 255, 255]) + four + hexPort];
 }
 
 // A web page that the user visits can make the browser send requests to loopback ports: under a name of its own that

@@ -1,0 +1,68 @@
+"""What NNI's Node processes refuse, tried on a small server that stands for NNI's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from glioma_nas.nni_experiments.loopback import guarded_environment
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="only root can play a second user")
+def test_other_users_are_refused_whatever_port_they_take_and_however_fast_they_leave(tmp_path: Path) -> None:
+    import nni_node
+
+    program = tmp_path / "nni_node" / "server.js"
+    program.parent.mkdir()
+    program.write_text(
+        "const server = require('http').createServer((request, answer) => {"
+        "  console.log(request.url); answer.end('yes'); });"
+        "server.listen(0, () => console.log(server.address().port));"
+        "process.stdin.on('data', () => { const end = Date.now() + 1500; while (Date.now() < end); });"
+    )
+    server = subprocess.Popen(
+        [str(Path(next(iter(nni_node.__path__))) / "node"), str(program)],
+        env=guarded_environment(os.environ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin is not None and server.stdout is not None
+
+    def request(path: str) -> bytes:
+        return f"GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+
+    def stranger(code: str) -> None:
+        program = f"import os, socket; os.setuid(65534); s = socket.socket(); {code}"
+        subprocess.run(["/usr/bin/env", "python3", "-c", program], check=True)
+
+    try:
+        port = int(server.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)) as own:
+            # The port of one's own connection, at another loopback address.
+            stranger(
+                f"s.bind(('127.0.0.2', {own.getsockname()[1]})); s.connect(('127.0.0.1', {port})); "
+                f"s.sendall({request('borrowed')!r}); import time; time.sleep(0.5)"
+            )
+            # Gone before a busy server looks whose connection it was.
+            server.stdin.write("busy\n")
+            server.stdin.flush()
+            time.sleep(0.2)
+            stranger(f"s.connect(('127.0.0.1', {port})); s.sendall({request('gone')!r}); s.close()")
+            time.sleep(1.5)
+            own.sendall(request("own"))
+            assert own.recv(15) == b"HTTP/1.1 200 OK"
+        with socket.create_connection(("::ffff:127.0.0.1", port)) as mapped:
+            mapped.sendall(request("mapped"))
+            assert mapped.recv(15) == b"HTTP/1.1 200 OK"
+    finally:
+        server.terminate()
+        seen = server.communicate()[0].split()
+    assert seen == ["/own", "/mapped"]
