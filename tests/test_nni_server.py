@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -71,6 +72,7 @@ def test_trials_end_as_they_should_and_two_experiments_share_a_machine(nni: Nni,
         "killed": ("FAILED", ["trial failed: killed by SIGKILL; the system may have run out of memory"]),
         "raises": ("FAILED", ["trial failed: ValueError: the moon is full"]),
     }
+    see_records_in_tensorboard(nni, first, next(t for t in nni.trials(first) if t["status"] == "SUCCEEDED"))
     rows = status_of(nni)
     assert rows[first["id"]]["state"] == "DONE"
     assert (rows[first["id"]]["succeeded"], rows[first["id"]]["failed"], rows[first["id"]]["best"]) == (2, 2, 0.5)
@@ -78,6 +80,27 @@ def test_trials_end_as_they_should_and_two_experiments_share_a_machine(nni: Nni,
     assert not psutil.pid_exists(first["pid"])
     assert status_of(nni)[first["id"]]["state"] == "STOPPED"
     assert status_of(nni)[second["id"]]["state"] == "DONE"
+
+
+def see_records_in_tensorboard(nni: Nni, record: dict[str, object], trial: dict[str, Any]) -> None:
+    """Press the web UI's button: TensorBoard reads what the trial wrote, on the loopback address only."""
+    records = Path(trial["logPath"]) / "tensorboard"
+    records.mkdir()
+    url = f"http://127.0.0.1:{record['port']}/api/v1/nni/tensorboard"
+    task = requests.post(url, json={"trials": trial["trialJobId"]}, timeout=20).json()
+    assert [Path(folder) for folder in task["trialLogDirectoryList"]] == [records]
+    manager = int(str(record["pid"]))
+    until(lambda: int(task["port"]) in listening_ports(manager), 60, "TensorBoard listens")
+    assert listening_addresses(manager) == {"127.0.0.1"}
+
+
+def listening_ports(pid: int) -> set[int]:
+    return {
+        item.laddr.port
+        for process in psutil.Process(pid).children(recursive=True)
+        for item in process.net_connections(kind="inet")
+        if item.status == psutil.CONN_LISTEN
+    }
 
 
 def status_of(nni: Nni) -> dict[str, dict[str, object]]:
@@ -218,7 +241,8 @@ def test_manager_that_listens_elsewhere_is_refused_before_it_gets_the_experiment
     assert "refused: NNI listens on 0.0.0.0:" in done.stderr
     assert not list(folder.glob("experiments/*/environments/*/trials/*"))
     assert nni.records() == []
-    leaks = [process for process in psutil.process_iter() if listen in process.cmdline()]
+    # Other programs of this machine come and go meanwhile.
+    leaks = [item.info for item in psutil.process_iter(["cmdline"]) if listen in (item.info["cmdline"] or ())]
     assert leaks == []
 
 

@@ -9,6 +9,7 @@ const net = require('net');
 const http = require('http');
 const fs = require('fs');
 const os = require('os');
+const path = require('path');
 const Module = require('module');
 
 const script = process.argv[1] || '';
@@ -27,7 +28,7 @@ if (script.includes('nni_node')) {
         bindTo(host.includes(':') ? '::' : '0.0.0.0');
         acceptAt(host);
     }
-    keepEarlyStop();
+    mendOnLoad(host);
 }
 
 function bindTo(address) {
@@ -156,25 +157,54 @@ function isLocal(headers) {
     return match !== null && names.includes(nameOf(match[1]));
 }
 
-// NNI 3.0 notes that an assessor stopped a trial only after the trial has ended, so that it shows as canceled by the
-// user (training_service/v3/compat.js, cancelTrialJob).
-function keepEarlyStop() {
+function mendOnLoad(host) {
+    const mended = new Set();
     const load = Module._load;
     Module._load = function (request, ...rest) {
         const loaded = load.call(this, request, ...rest);
-        if (/(^|\/)v3\/compat$/.test(request) && loaded.V3asV1 && !loaded.V3asV1.earlyStopKept) {
-            const service = loaded.V3asV1;
-            service.earlyStopKept = true;
+        const service = /(^|\/)v3\/compat$/.test(request) && loaded.V3asV1;
+        if (service && !mended.has(service)) {
+            mended.add(service);
+            keepEarlyStop(service);
             giveEachTrialItsOwn(service);
-            const cancel = service.prototype.cancelTrialJob;
-            service.prototype.cancelTrialJob = async function (trialId, isEarlyStopped) {
-                if (this.trialJobs[trialId]) {
-                    this.trialJobs[trialId].isEarlyStopped = Boolean(isEarlyStopped);
-                }
-                return cancel.call(this, trialId, isEarlyStopped);
-            };
+            showTrialsRecords(service);
+        }
+        const board = /(^|\/)nniTensorboardManager$/.test(request) && loaded.NNITensorboardManager;
+        if (board && !mended.has(board)) {
+            mended.add(board);
+            bindTensorBoard(board, host);
         }
         return loaded;
+    };
+}
+
+// NNI 3.0 notes that an assessor stopped a trial only after the trial has ended, so that it shows as canceled by the
+// user (training_service/v3/compat.js, cancelTrialJob).
+function keepEarlyStop(service) {
+    const cancel = service.prototype.cancelTrialJob;
+    service.prototype.cancelTrialJob = async function (trialId, isEarlyStopped) {
+        if (this.trialJobs[trialId]) {
+            this.trialJobs[trialId].isEarlyStopped = Boolean(isEarlyStopped);
+        }
+        return cancel.call(this, trialId, isEarlyStopped);
+    };
+}
+
+// NNI 3.0 looks for TensorBoard's records in a folder that no trial writes to (the same file, getTrialOutputLocalPath).
+function showTrialsRecords(service) {
+    const folderOf = service.prototype.getTrialOutputLocalPath;
+    service.prototype.getTrialOutputLocalPath = async function (trialId) {
+        const folder = (this.trialJobs[trialId] || {}).url;  // HOST:PATH for a trial on another machine
+        return folder && path.isAbsolute(folder) ? folder : folderOf.call(this, trialId);
+    };
+}
+
+// NNI 3.0 starts TensorBoard, a program of its own, on every network interface (extensions/nniTensorboardManager.js).
+function bindTensorBoard(manager, host) {
+    const commandOf = manager.prototype.getTensorboardStartCommand;
+    manager.prototype.getTensorboardStartCommand = async function (...args) {
+        const command = await commandOf.apply(this, args);
+        return [...command.map((part) => part.replace('--bind_all ', '')), `--host=${host}`];
     };
 }
 

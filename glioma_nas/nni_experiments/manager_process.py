@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ def spawn(arguments: Any, log: Path, host: str) -> subprocess.Popen[bytes]:
     folder = Path(next(iter(nni_node.__path__)))
     command = [str(folder / "node"), "--max-old-space-size=4096", str(folder / "main.js")]
     command += arguments.to_command_line_args()
+    # NNI starts TensorBoard by its bare name; it is in this environment, activated or not.
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     log.mkdir(parents=True, exist_ok=True)
     with (log / "nnictl_stdout.log").open("a") as out, (log / "nnictl_stderr.log").open("a") as err:
         return subprocess.Popen(
@@ -54,7 +57,7 @@ def spawn(arguments: Any, log: Path, host: str) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=err,
             cwd=folder,
-            env=guarded_environment(os.environ, host=host),
+            env=guarded_environment({**os.environ, "PATH": programs}, host=host),
             start_new_session=True,  # Ctrl-C in the terminal stops the command that waits, not the experiment
         )
 
