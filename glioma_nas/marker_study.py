@@ -48,11 +48,14 @@ class MarkerStudy:
         config: Column and rule of the marker.
         sheet: Cohort sheet, for messages.
         network_sequences: Input channels of the segmentation network, in order.
-        network_patients: Patients the segmentation network was or will be trained on; none of them is scored.
+        network_patients: Patients the segmentation network was or will be trained on; none of them is scored. To be
+            given, empty for a network that was trained on none.
         case_ids: Cases to score; none for all whose patient the network has not seen.
         work_folder: Where temporary weights go; none for the system's temporary folder.
         seed: Seed of the classifiers.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
+        missing_sequence: What becomes of a case that lacks a sequence of the marker: ``error``, ``exclude``, or
+            ``zero`` to feed a channel of zeros.
     """
 
     preprocess_folder: Path
@@ -60,11 +63,12 @@ class MarkerStudy:
     config: MarkerConfig
     sheet: Path
     network_sequences: tuple[str, ...]
-    network_patients: tuple[str, ...] = ()
+    network_patients: tuple[str, ...]
     case_ids: tuple[str, ...] | None = None
     work_folder: Path | None = None
     seed: int = 0
     device: str = "cpu"
+    missing_sequence: str = "error"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data, for NNI's trial processes."""
@@ -92,6 +96,7 @@ def cases_of_study(model: Any, study: MarkerStudy, settings: ClassifierSettings)
     Raises:
         LeakageError: A case to score belongs to a patient the network was trained on.
         LabelError: The marker's labels cannot be used.
+        CohortError: A case lacks a sequence, and that is an error.
     """
     from glioma_nas.prepared import PreparedCohort
 
@@ -107,6 +112,8 @@ def cases_of_study(model: Any, study: MarkerStudy, settings: ClassifierSettings)
                 f"case {case.case_id}: the segmentation network was trained on its patient; score it on patients "
                 "it has not seen"
             )
+    if study.missing_sequence == "exclude":
+        chosen = [case for case in chosen if set(settings.sequences) <= set(case.present)]
     labels = encode_labels(chosen, study.marker, study.config, sheet=study.sheet, n_folds=cohort.folds.n)
     cases = []
     for case in chosen:
@@ -123,6 +130,7 @@ def cases_of_study(model: Any, study: MarkerStudy, settings: ClassifierSettings)
                     slices_per_case=settings.slices_per_case,
                     image_size_px=settings.image_size_px,
                     label=labels[case.case_id],
+                    zero_missing=study.missing_sequence == "zero",
                 )
             )
     return cases, cohort.folds

@@ -20,7 +20,7 @@ from glioma_nas.errors import CohortError, ConfigError, ImageError, LabelError, 
 from glioma_nas.files import write_json
 from glioma_nas.folds import make_folds
 from glioma_nas.marker_evaluator import build_evaluator, load_evaluator
-from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
+from glioma_nas.marker_study import ClassifierSettings, MarkerStudy, cases_of_study
 from glioma_nas.markers import cut_case
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
@@ -503,6 +503,7 @@ def study(root, **changes):
         "config": MarkerConfig(column="idh", positive="mutant"),
         "sheet": Path("cohort.csv"),
         "network_sequences": ("flair",),
+        "network_patients": (),
         **changes,
     }
     return MarkerStudy(**arguments)
@@ -533,6 +534,23 @@ def test_evaluator_refuses_patients_the_network_was_trained_on(run_folder):
     leaky = study(run_folder, network_patients=("patient003",), case_ids=("case002", "case003"))
     with pytest.raises(LeakageError, match="case case003: the segmentation network was trained on its patient"):
         build_evaluator("idh", SETTINGS, {}, study=leaky).evaluate(Threshold(0.5))
+
+
+@pytest.mark.parametrize(("missing", "n"), [("zero", N_PATIENTS), ("exclude", N_PATIENTS - 1)])
+def test_study_treats_missing_sequences_as_it_is_told(tmp_path, missing, n):
+    write_preprocess(tmp_path / "preprocess", present=lambda index: SEQUENCES if index != 3 else ("flair",))
+    cases, _ = cases_of_study(Threshold(0.5), study(tmp_path, missing_sequence=missing), SETTINGS)
+    assert len(cases) == n
+    assert all(case.images[:, 0].any() for case in cases if case.case_id != "case003")
+    with pytest.raises(CohortError, match="case case003 lacks sequence 't1ce'"):
+        cases_of_study(Threshold(0.5), study(tmp_path), SETTINGS)
+
+
+def test_study_is_not_built_without_saying_whom_the_network_saw(tmp_path):
+    arguments = vars(study(tmp_path)).copy()
+    del arguments["network_patients"]
+    with pytest.raises(TypeError, match="network_patients"):
+        MarkerStudy(**arguments)
 
 
 def test_evaluator_works_with_a_built_in_nni_strategy(run_folder):

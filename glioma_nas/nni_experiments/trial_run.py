@@ -240,6 +240,7 @@ def _auc(
         case_ids=tuple(case.case_id for case in cases),
         seed=config.seed,
         device=config.device,
+        missing_sequence="zero" if config.cohort.feeds_zeros else config.cohort.missing_sequence,
     )
     evaluator = build_evaluator(rule.classifier, classifier_settings(config.classify, rule), rule.options, study=study)
     try:
