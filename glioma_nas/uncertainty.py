@@ -31,7 +31,7 @@ class UncertainPrediction:
         deviation: Standard deviation.
         threshold: Mean threshold of the folds.
         n_members: Folds times copies.
-        abstains: The spread holds the threshold, so members disagree on the call.
+        abstains: The spread of the members' distances from their own folds' thresholds holds 0: they disagree.
     """
 
     case_id: str
@@ -77,15 +77,18 @@ def predict_with_uncertainty(
     Raises:
         StorageError: ``folder`` holds no finished fold.
     """
-    threshold = float(np.mean([Tuning.read(fold).threshold for fold in finished_folds(folder)]))
+    thresholds = np.asarray([Tuning.read(fold).threshold for fold in finished_folds(folder)])
     members = [evaluator.predict_members(folder, cases, device=device)]
     for copy in range(copies):
         altered = [altered_copy(case, derive_seed(seed, "test-time augmentation", copy)) for case in cases]
         members.append(evaluator.predict_members(folder, altered, device=device))
     stacked = np.concatenate(members)
+    # Each member calls by the threshold of its own fold: temperatures differ, so another fold's means something else.
+    margins = stacked - np.tile(thresholds, len(members))[:, None]
     found = []
-    for case, column in zip(cases, stacked.T, strict=True):
+    for case, column, margin in zip(cases, stacked.T, margins.T, strict=True):
         low, high = (float(value) for value in np.quantile(column, SPREAD))
+        below, above = np.quantile(margin, SPREAD)
         found.append(
             UncertainPrediction(
                 case.case_id,
@@ -93,9 +96,9 @@ def predict_with_uncertainty(
                 low,
                 high,
                 float(column.std()),
-                threshold,
+                float(thresholds.mean()),
                 int(column.size),
-                low < threshold <= high,
+                bool(below < 0 <= above),
             )
         )
     return found

@@ -189,8 +189,23 @@ def test_uncertainty_is_a_spread_over_folds_and_copies_and_repeats(tmp_path):
     for item in found:
         assert item.low <= item.probability <= item.high
         assert item.n_members == 2 * 4
-        assert item.abstains == (item.low < item.threshold <= item.high)
         assert (item.call is None) == item.abstains
+
+
+@pytest.mark.parametrize(("shift", "abstains"), [((-0.01, -0.01), False), ((-0.01, 0.01), True)])
+def test_members_disagree_by_the_threshold_of_their_own_fold(tmp_path, shift, abstains):
+    cases = phantom_cases(16, signal=3.0)
+    evaluator = build_evaluator("radiomics", SETTINGS, {})
+    evaluator.cross_validate(cases, phantom_folds(cases), folder=tmp_path)
+    for fold, temperature in enumerate((0.5, 5.0)):
+        Tuning(temperature=temperature).write(tmp_path / f"fold{fold}")
+    new = phantom_cases(2, seed=9, signal=3.0)[1:]
+    members = evaluator.predict_members(tmp_path, new)[:, 0]
+    assert abs(members[0] - members[1]) > 0.05
+    for fold, temperature in enumerate((0.5, 5.0)):
+        Tuning(float(members[fold]) + shift[fold], temperature).write(tmp_path / f"fold{fold}")
+    (found,) = predict_with_uncertainty(evaluator, tmp_path, new, copies=0)
+    assert found.abstains is abstains
 
 
 def test_altered_copy_keeps_shapes_and_leaves_the_case_alone():
