@@ -58,7 +58,7 @@ class Versus:
         words = BASELINE_WORDS.get(self.baseline, self.baseline)
         numbers = (
             f"AUC difference {c.difference:+.3f}, 95 % interval {c.low:+.3f} to {c.high:+.3f}, paired DeLong with Holm "
-            f"p = {self.p_holm:.3f}, n = {c.n} patients"
+            f"p {'< 0.001' if self.p_holm < 0.001 else f'= {self.p_holm:.3f}'}, n = {c.n} patients"
         )
         if self.beats:
             return f"The model beats {words} ({numbers})."

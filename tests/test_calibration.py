@@ -17,7 +17,8 @@ from glioma_nas.calibration import (
     sigmoid,
 )
 from glioma_nas.errors import LabelError
-from glioma_nas.roc_analysis import auc, auc_variance, paired_delong
+from glioma_nas.marker_analysis import Versus
+from glioma_nas.roc_analysis import Comparison, auc, auc_variance, paired_delong
 from glioma_nas.significance import holm, permutation_p_value
 from glioma_nas.subgroups import age_groups, subgroup_rows
 
@@ -129,6 +130,12 @@ def test_holm_agrees_with_its_definition_by_steps():
     for rank, index in enumerate(order):
         slow[index] = min(1.0, max((4 - earlier) * values[order[earlier]] for earlier in range(rank + 1)))
     assert holm(values) == pytest.approx(slow)
+
+
+@pytest.mark.parametrize(("p_holm", "words"), [(0.0004, "p < 0.001"), (0.0214, "p = 0.021")])
+def test_sentence_never_says_that_p_is_zero(p_holm, words):
+    found = Versus("idh", "age_sex", Comparison(0.2, 0.1, 0.3, p_holm, 50, 25), p_holm)
+    assert words in found.sentence() and "0.000" not in found.sentence()
 
 
 def test_permutation_p_value_is_smallest_when_separation_is_perfect():
