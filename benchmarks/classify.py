@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
+    if (arguments.run_folder / "benchmark").exists():
+        # Finished folds would be read back: no time would be measured, and they may be of other settings.
+        parser.error(f"{arguments.run_folder / 'benchmark'} exists; delete it or name another run folder")
     Pipeline(config, arguments.run_folder, Silent()).run(["preprocess"])
     cohort = PreparedCohort.load(arguments.run_folder / "preprocess")
     segmented = arguments.run_folder / "segment"
