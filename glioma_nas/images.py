@@ -29,6 +29,9 @@ FloatVolume = npt.NDArray[np.float32]
 MaskVolume = npt.NDArray[np.uint8]
 Affine = npt.NDArray[np.float64]
 
+HEADER_TEXTS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+"""Fields of free text in a NIfTI header; the last two are left from ANALYZE 7.5, and NIfTI-2 lacks them."""
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_SIZES = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
 _COPY_AGAIN = "copy or export the file again"
@@ -177,8 +180,9 @@ def write_mask(path: Path, mask: MaskVolume, *, like: Path) -> None:
         raise ImageError(f"{path}: a mask of shape {_by(mask.shape)} does not fit {like.name} of shape {_by(shape)}")
     header = image.header.copy()
     header.extensions.clear()
-    for text in ("descrip", "aux_file", "intent_name"):
-        header[text] = b""
+    for text in HEADER_TEXTS:
+        if text in header:
+            header[text] = b""
     for number in ("cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
         header[number] = 0
     header.set_data_shape(shape)

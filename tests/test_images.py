@@ -187,6 +187,7 @@ def test_write_mask_keeps_the_grid_of_the_scan(tmp_path: Path, qform: int, sform
     affine = np.array([[-0.9, 0.05, 0.3, 70], [-0.05, -0.9, 0.4, 80], [0.08, -0.1, 5.9, -60], [0, 0, 0, 1]])
     scan = nib.Nifti1Image(ramp(), affine)
     scan.header["descrip"] = b"Doe^Jane 1950"
+    scan.header["db_name"], scan.header["data_type"] = b"Doe^Jane", b"Doe"
     scan.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Doe^Jane"))
     scan.set_qform(affine, code=qform, strip_shears=True)
     scan.set_sform(affine, code=sform)

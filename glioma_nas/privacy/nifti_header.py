@@ -9,10 +9,7 @@ from typing import Any
 
 from glioma_nas.errors import ImageError
 from glioma_nas.files import write_bytes
-from glioma_nas.images import open_nifti
-
-# Free text, and the fields of ANALYZE 7.5 that old converters filled with names.
-TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+from glioma_nas.images import HEADER_TEXTS, open_nifti
 
 _GZIP_LEVEL = 6
 
@@ -35,7 +32,7 @@ def scrub_nifti(source: Path, target: Path) -> bool:
     had_text = bool(header_texts(image.header) or len(image.header.extensions) or hidden_bytes(image))
     # Parsed again from the bytes: nibabel takes the intensity scaling out of the header of an image it has read.
     header = type(image.header)(raw[: int(image.header["sizeof_hdr"])], check=False)
-    for name in TEXT_FIELDS:
+    for name in HEADER_TEXTS:
         if name in header:
             header[name] = b""
     size = int(header["sizeof_hdr"])
@@ -48,7 +45,7 @@ def scrub_nifti(source: Path, target: Path) -> bool:
 def header_texts(header: object) -> dict[str, str]:
     """Return the header's free text by field, only where there is some."""
     found = {}
-    for name in TEXT_FIELDS:
+    for name in HEADER_TEXTS:
         if name in header:  # type: ignore[operator]  # nibabel ships no types
             # A short text written over a longer one leaves the end of that behind its own final zero.
             raw = bytes(header[name].tobytes())  # type: ignore[index]

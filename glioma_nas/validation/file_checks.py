@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glioma_nas.errors import ImageError
-from glioma_nas.images import open_nifti, voxel_hash
+from glioma_nas.images import HEADER_TEXTS, open_nifti, voxel_hash
 from glioma_nas.validation.findings import FileFacts, Finding, Severity
 
 Voxels = npt.NDArray[Any]
@@ -26,7 +26,6 @@ _SHEAR = 1e-2
 _TILT_DEG = 20.0
 _MAX_LABELS = 20
 _MILLIMETRES = 2
-_HEADER_TEXTS = ("descrip", "aux_file", "intent_name", "db_name")
 
 
 class FileCheck:
@@ -143,7 +142,7 @@ class FileCheck:
             self._add("warning", "few-slices", f"only {min(shape)} slices", "check that the series is complete")
 
     def _check_header_text(self, header: Any) -> None:
-        texts = [bytes(header[name].tobytes()).strip(b"\0 ") for name in _HEADER_TEXTS if name in header]
+        texts = [bytes(header[name].tobytes()).strip(b"\0 ") for name in HEADER_TEXTS if name in header]
         if any(texts) or len(header.extensions):
             self._add(
                 "note",
