@@ -70,6 +70,7 @@ def test_read_cohort_accepts_a_byte_order_mark_and_blank_lines(tmp_path: Path) -
         ("case_id", ".B", "cannot name a folder.*leading '.'"),
         ("case_id", "B\tC", "cannot name a folder"),
         ("case_id", "B" * 200, "has 200 characters; at most 128"),
+        ("case_id", "腫瘍" * 40, "takes 240 bytes; at most 200"),
         ("case_id", "A", r"line 3: case_id 'A' is the same as in line 2; every case needs its own"),
         ("patient_id", "", "case B has no patient_id"),
         ("flair", "a/flare.nii.gz", r"line 3: case B: flair is 'a/flare.nii.gz', no such file .*; mend the path"),

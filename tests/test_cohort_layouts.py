@@ -10,7 +10,7 @@ from pathlib import Path
 
 import openpyxl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glioma_nas.cohort import cohort_fingerprint, examine_cohort, read_cohort
@@ -312,6 +312,9 @@ def test_hostile_folder_name_becomes_a_harmless_case_id(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=300))
+@example("\\CON.x")
+@example("x" * 300)
+@example("腫瘍" * 70)
 def test_sanitised_case_ids_are_allowed_stable_and_distinct(name: str) -> None:
     safe = sanitised_case_id(name)
     check_case_id(safe)

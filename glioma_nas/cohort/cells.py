@@ -16,6 +16,8 @@ MAX_AGE_YEARS = 120.0
 
 _SEXES: Mapping[str, Sex] = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _MAX_CASE_ID_LENGTH = 128
+# File systems count bytes, of which a name has 255, and files are named after cases with something added.
+_MAX_CASE_ID_BYTES = 200
 _DICOM_AGE = re.compile(r"^(\d{3})([DWMY])$", re.IGNORECASE)
 _UNITS_PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 # Names that Windows, or a share it serves, keeps for devices.
@@ -79,6 +81,10 @@ def check_case_id(case_id: str) -> None:
         raise CohortError(
             f"case_id '{case_id[:20]}…' has {len(case_id)} characters; at most {_MAX_CASE_ID_LENGTH} are allowed"
         )
+    if (size := len(case_id.encode())) > _MAX_CASE_ID_BYTES:
+        raise CohortError(
+            f"case_id '{case_id[:20]}…' takes {size} bytes; at most {_MAX_CASE_ID_BYTES} fit into names of files"
+        )
 
 
 def sanitised_case_id(name: str) -> str:
@@ -90,10 +96,14 @@ def sanitised_case_id(name: str) -> str:
     ('P001', 'etc-44bcebb7')
     """
     kept = "".join(char if char.isprintable() and char not in '/\\:*?"<>|' else "_" for char in name)
-    kept = kept.strip(" ._-")[: _MAX_CASE_ID_LENGTH - 9].rstrip(" .") or "case"
-    if kept == name and not _RESERVED.match(name):
+    kept = kept.strip(" ._-")
+    fits = len(kept) <= _MAX_CASE_ID_LENGTH and len(kept.encode()) <= _MAX_CASE_ID_BYTES
+    if kept and kept == name and fits and not _RESERVED.match(kept):
         return name
-    return f"{kept}-{sha256_text(name)[:8]}"
+    if _RESERVED.match(kept):
+        kept = f"case_{kept}"  # a final hash does not change what Windows reads before the first dot
+    kept = kept[: _MAX_CASE_ID_LENGTH - 9].encode()[: _MAX_CASE_ID_BYTES - 9].decode(errors="ignore")
+    return f"{kept.rstrip(' .') or 'case'}-{sha256_text(name)[:8]}"
 
 
 def existing_scan(folder: Path, case_id: str, column: str, cell: str, *, follow_links: bool) -> Path:
