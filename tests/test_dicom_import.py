@@ -162,6 +162,19 @@ def test_review_sheet_that_cannot_be_followed_is_refused(
         import_dicom(export, tmp_path, PSEUDONYMS, review_only=True)
 
 
+def test_corrected_clinical_sheet_is_followed_when_the_import_runs_again(export: Path, tmp_path: Path) -> None:
+    clinical, out = tmp_path / "labels.csv", tmp_path / "out"
+    for idh, age, shown in (("mutant", "93", "90"), ("wildtype", "45", "45")):
+        clinical.write_text(f"PatientID,idh,age\n{PATIENT},{idh},{age}\n")
+        import_dicom(export, out, PSEUDONYMS, clinical=clinical)
+        (row,) = rows_of(out / "cohort.csv")
+        assert (row["idh"], row["age"]) == (idh, shown)
+    for line, message in ((f"{PATIENT},mutant,44", "for the second time"), (",mutant,44", "is empty")):
+        clinical.write_text(f"PatientID,idh,age\n{PATIENT},wildtype,45\n{line}\n")
+        with pytest.raises(CohortError, match=f"line 3: patient_id .*{message}"):
+            import_dicom(export, out, PSEUDONYMS, clinical=clinical)
+
+
 @pytest.mark.slow
 def test_two_studies_are_two_cases_of_one_patient_and_labels_join_by_patient(tmp_path: Path) -> None:
     for folder, patient in (("one", PATIENT), ("two", PATIENT), ("three", "other")):

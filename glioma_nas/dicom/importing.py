@@ -243,7 +243,8 @@ def _write_cohort(
         row.setdefault("age", _shown_age(entry.series.age))
         row.setdefault("sex", entry.series.sex)
         row["mask"] = masks.get(entry.case_id, "")
-        for name, value in {**labels.get(entry.series.patient_id, {}), **before.get(entry.case_id, {})}.items():
+        # The clinical sheet last: what it corrects must not be undone by what an earlier import wrote.
+        for name, value in {**before.get(entry.case_id, {}), **labels.get(entry.series.patient_id, {})}.items():
             row[name] = value
     if not rows:
         raise CohortError(
@@ -278,17 +279,26 @@ def _columns_added_by_hand(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _clinical_sheet(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, Path]]:
-    """Return the labels and the mask of each PatientID."""
+    """Return the labels and the mask of each PatientID.
+
+    Raises:
+        CohortError: The sheet cannot be read, lacks the column, or a line is of nobody or of a patient named before.
+    """
     header, lines = read_spreadsheet(path)
     names = {heading: known_column(heading) or heading for heading in header}
     if "patient_id" not in names.values():
         raise CohortError(f"{path}: no column 'patient_id' (columns: {', '.join(header)}); it holds DICOM's PatientID")
     labels: dict[str, dict[str, str]] = {}
     masks: dict[str, Path] = {}
-    for _, cells in lines:
+    for line, cells in lines:
         person = {names[heading]: cell for heading, cell in cells.items() if cell}
         patient = person.pop("patient_id", "")
+        if not patient or patient in labels:
+            fault = "stands there for the second time; keep one" if patient else "is empty; fill it or delete the line"
+            raise CohortError(f"{path}: line {line}: patient_id {fault}")
         person.pop("case_id", None)
+        if age := person.get("age"):
+            person["age"] = _shown_age(age) or age  # what is no age is refused where the cohort is read
         if mask := person.pop("mask", ""):
             masks[patient] = path.parent / mask
         labels[patient] = person
