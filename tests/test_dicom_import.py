@@ -146,6 +146,7 @@ def test_corrections_are_followed_and_added_columns_stay(export: Path, tmp_path:
         ("use", "flair", "uses two series as flair"),
         ("case_id", "../up", "cannot name a folder"),
         ("patient_id", "", "patient_id is empty"),
+        ("patient_id", "somebody", "belongs to patients P-[0-9a-f]{10} and somebody"),
     ],
 )
 def test_review_sheet_that_cannot_be_followed_is_refused(

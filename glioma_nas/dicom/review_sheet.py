@@ -139,6 +139,14 @@ def with_corrections(path: Path, entries: Sequence[Entry]) -> list[Entry]:
             entry = replace(entry, use="")  # a new series does not push out what a person chose
         taken.add(place)
         result.append(entry)
+    owners: dict[str, str] = {}
+    for entry in result:
+        if owners.setdefault(entry.case_id, entry.patient_id) != entry.patient_id:
+            # One row of the cohort has one patient, and folds are drawn by it.
+            raise CohortError(
+                f"{path}: case {entry.case_id} belongs to patients {owners[entry.case_id]} and {entry.patient_id}; "
+                "write one of them into all its lines"
+            )
     return result
 
 
