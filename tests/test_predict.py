@@ -19,7 +19,7 @@ from glioma_nas.files import read_json
 from glioma_nas.new_patients.batch import predict_all
 from glioma_nas.new_patients.case_inputs import find_cases
 from glioma_nas.new_patients.frozen_run import FrozenRun
-from glioma_nas.new_patients.prediction import decide
+from glioma_nas.new_patients.prediction import decide, other_masks
 from glioma_nas.progress import Silent
 from glioma_nas.testing.phantoms import write_phantom_cohort
 
@@ -89,6 +89,16 @@ def test_prediction_is_that_of_the_run_itself(run: FrozenRun, tmp_path: Path) ->
     assert found["volume_lowest_ml"] == pytest.approx(ml, abs=1e-2) or found["volume_highest_ml"] == pytest.approx(
         ml, abs=1e-2
     )
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "network", "said"),
+    [("expert", "student", "with expert masks and get those of the student"), ("teacher", "student", "of the teacher")],
+)
+def test_masks_of_another_origin_than_the_classifiers_had_are_said(trained_with: str, network: str, said: str) -> None:
+    (warning,) = other_masks(trained_with, network)
+    assert said in warning and "the AUC shown was not measured with these" in warning
+    assert other_masks(network, network) == []
 
 
 @pytest.mark.slow

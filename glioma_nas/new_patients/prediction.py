@@ -21,6 +21,7 @@ from glioma_nas.cohort import Case
 from glioma_nas.files import canonical_json, read_json, sha256_text, write_json, write_text
 from glioma_nas.images import write_mask
 from glioma_nas.marker_evaluator import finished_folds
+from glioma_nas.marker_masks import EXPERT, GIVEN
 from glioma_nas.marker_tuning import Tuning
 from glioma_nas.markers import cut_case
 from glioma_nas.new_patients.case_inputs import problems_of_input, require_servable
@@ -122,6 +123,8 @@ def predict_case(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
     segmentation = _describe_segmentation(prepared, run, members, mask)
     if not mask.any():
         warnings.append("no tumour was found; markers are predicted from the middle slices and mean little")
+    if run.markers:
+        warnings += other_masks(run.config.classify.masks, run.network)
     markers = [predict_marker(name, prepared, prepared_mask, run) for name in run.markers]
     record = {
         "case_id": case.case_id,
@@ -138,6 +141,25 @@ def predict_case(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
     # Last: a folder that holds the record is complete.
     write_json(folder / PREDICTION_FILE, record)
     return record
+
+
+def other_masks(trained_with: str, network: str) -> list[str]:
+    """Say when markers are predicted from other masks than their classifiers were trained and tested with.
+
+    Args:
+        trained_with: The run's ``classify.masks``.
+        network: The network that segments new cases.
+
+    >>> other_masks("student", "student")
+    []
+    """
+    if trained_with == network:
+        return []
+    masks = f"{trained_with} masks" if trained_with in (EXPERT, GIVEN) else f"masks of the {trained_with}"
+    return [
+        f"the marker classifiers were trained and tested with {masks} and get those of the {network} here: "
+        "the AUC shown was not measured with these"
+    ]
 
 
 def predict_marker(name: str, case: PreparedCase, mask: NDArray[np.uint8], run: FrozenRun) -> MarkerPrediction:
