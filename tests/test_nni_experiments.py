@@ -22,7 +22,12 @@ from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import ConfigError, DivergedError, ExperimentError, GliomaNasError, StorageError
 from glioma_nas.nni_experiments import manager
-from glioma_nas.nni_experiments.experiment_folder import ExperimentOptions, architecture_space, hyper_parameters
+from glioma_nas.nni_experiments.experiment_folder import (
+    ExperimentOptions,
+    architecture_space,
+    hyper_parameters,
+    shareable,
+)
 from glioma_nas.nni_experiments.loopback import exposed_addresses, guarded_environment, install_guard, remove_guard
 from glioma_nas.nni_experiments.trial_channel import TrialChannel
 from glioma_nas.nni_experiments.trial_metrics import FINAL_KEYS, TrialResult, intermediate_metrics
@@ -50,8 +55,8 @@ RESULT = TrialResult(
 )
 
 
-def config() -> RunConfig:
-    return parse_config(RUN, source="test", folder=Path("/nowhere"))
+def config(**changes: Any) -> RunConfig:
+    return parse_config({**RUN, **changes}, source="test", folder=Path("/nowhere"))
 
 
 def settings(**changes: Any) -> TrialSettings:
@@ -286,6 +291,13 @@ def test_unusable_trial_settings_are_one_line(tmp_path: Path, text: str | None, 
 def test_wrong_option_is_found_before_anything_is_written(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ExperimentOptions(**options).check(config())
+
+
+def test_trials_are_not_told_where_the_files_about_patients_are() -> None:
+    private = {"sheet": "jane.csv", "clinical": "jane.xlsx", "salt_file": "jane.salt"}
+    told = shareable(config(cohort=private, folds={"file": "jane.json"}, classify={"mask_provenance": "jane.json"}), [])
+    assert "jane" not in json.dumps(told)
+    parse_config(told, source="trial", folder=Path())
 
 
 def test_space_for_tuners_gives_samples_that_trials_understand() -> None:

@@ -25,6 +25,7 @@ from glioma_nas.nni_experiments.trial_settings import (
     KINDS,
     OPERATOR_SEPARATOR,
     SETTINGS_FILE,
+    WITHHELD_SALT,
     WITHHELD_SHEET,
     TrialSettings,
 )
@@ -165,7 +166,7 @@ def write_experiment(config: RunConfig, options: ExperimentOptions, folder: Path
         target_exponents=options.target_exponents,
         markers=options.markers,
         strategy_options=dict(options.strategy_options),
-        config=_shareable(config, plugins),
+        config=shareable(config, plugins),
     )
     write_text(code / SETTINGS_FILE, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     write_json(folder / SPACE_FILE, search_space)
@@ -231,10 +232,19 @@ def _with_all_operators(config: RunConfig, options: ExperimentOptions) -> RunCon
     return config.model_copy(update={"search": search})
 
 
-def _shareable(config: RunConfig, plugins: Sequence[str]) -> dict[str, Any]:
-    """Return the configuration as the trials get it: the sheet's name and place are nobody else's business."""
+def shareable(config: RunConfig, plugins: Sequence[str]) -> dict[str, Any]:
+    """Return the configuration as the trials get it, on whatever worker.
+
+    Name and place of the files that tell who the patients are, are nobody else's business, and no trial reads them.
+
+    Args:
+        config: The run's configuration.
+        plugins: Plugin files, relative to the code folder.
+    """
     data = config.model_dump(mode="json")
-    data["cohort"]["sheet"] = WITHHELD_SHEET
+    data["cohort"] |= {"sheet": WITHHELD_SHEET, "clinical": None, "salt_file": WITHHELD_SALT}
+    data["folds"]["file"] = None
+    data["classify"]["mask_provenance"] = None
     data["plugins"] = list(plugins)
     return data
 

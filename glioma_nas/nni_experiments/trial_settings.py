@@ -26,6 +26,7 @@ SETTINGS_FILE = "trial.yaml"
 RUN_VARIABLE = "GLIOMA_NAS_NNI_RUN"
 TRIALS_VARIABLE = "GLIOMA_NAS_NNI_TRIALS"
 WITHHELD_SHEET = "withheld.csv"
+WITHHELD_SALT = "withheld.salt"
 
 CO_SEARCH = "co-search"
 ARCHITECTURE = "architecture"
