@@ -7,6 +7,8 @@ prepared cohort and the latency table, ``trials/`` with checkpoints and results,
 
 from __future__ import annotations
 
+import math
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -118,6 +120,8 @@ class ExperimentOptions:
         for name, number in (("trials", self.trials), ("concurrency", self.concurrency), ("seeds", self.seeds)):
             if number < 1:
                 raise ConfigError(f"{name} is {number}; give at least 1")
+        if not 0 < self.target_latency_ms < math.inf:
+            raise ConfigError(f"target_latency_ms is {self.target_latency_ms:g}; give a time above 0 ms")
         for marker in self.markers:
             if marker not in config.classify.markers or marker not in ("idh", "ki67"):
                 raise ConfigError(
@@ -267,7 +271,7 @@ def _nni_config(config: RunConfig, options: ExperimentOptions, folder: Path) -> 
     content: dict[str, Any] = {
         "experimentName": f"{config.report.title} ({options.kind})",
         "searchSpaceFile": SPACE_FILE,
-        "trialCommand": f"{python} -m glioma_nas nni trial {SETTINGS_FILE}",
+        "trialCommand": f"{shlex.quote(python)} -m glioma_nas nni trial {SETTINGS_FILE}",
         "trialCodeDirectory": CODE_FOLDER,
         "trialConcurrency": options.concurrency,
         "maxTrialNumber": options.trials,
