@@ -12,6 +12,20 @@ from pathlib import Path
 import pytest
 
 from glioma_nas.nni_experiments.loopback import guarded_environment
+from glioma_nas.nni_experiments.manager_process import end_leftovers
+
+
+def test_tensorboard_of_a_dead_manager_is_ended_and_no_other() -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)", "tensorboard"]
+    boards = [subprocess.Popen([*sleep, f"--logdir_spec=0-a:/home/experiments/{name}/x"]) for name in ("mine", "other")]
+    try:
+        end_leftovers("mine")
+        assert boards[0].poll() is not None
+        assert boards[1].poll() is None
+    finally:
+        for board in boards:
+            board.kill()
+            board.wait()
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ that environment, ``nnictl`` included.
 from __future__ import annotations
 
 import ipaddress
-import os
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,11 +90,6 @@ def remove_guard(folder: Path | None = None) -> bool:
     existed = path.is_file()
     path.unlink(missing_ok=True)
     return existed
-
-
-def is_guarded() -> bool:
-    """Tell whether NNI started from this process without our launcher would be guarded."""
-    return _option() in os.environ.get("NODE_OPTIONS", "")
 
 
 def _with_preload(options: str) -> str:

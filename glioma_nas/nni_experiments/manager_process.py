@@ -165,7 +165,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_leftovers(experiment_id: str) -> None:
-    """End the trials and the dispatcher of an experiment whose manager is gone."""
+    """End the trials, the dispatcher and the TensorBoards of an experiment whose manager is gone."""
     found = [process for process in psutil.process_iter() if _belongs_to(process, experiment_id)]
     for process in found:
         _quietly(process.terminate)
@@ -181,7 +181,9 @@ def _belongs_to(process: psutil.Process, experiment_id: str) -> bool:
         # Trials carry the id itself, the dispatcher the folder of its log.
         logs = Path(environment.get("NNI_LOG_DIRECTORY", "/")).parts
         own = process.pid == os.getpid() or process.pid == os.getppid()
-        return not own and (environment.get("NNI_EXP_ID") == experiment_id or experiment_id in logs)
+        command = process.cmdline()
+        shows = any("tensorboard" in part for part in command) and any(f"/{experiment_id}/" in part for part in command)
+        return not own and (environment.get("NNI_EXP_ID") == experiment_id or experiment_id in logs or shows)
     except (psutil.Error, OSError):
         return False
 
