@@ -9,6 +9,7 @@ Reference: Li et al., PyTorch Distributed: Experiences on Accelerating Data Para
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from glioma_nas.errors import ConfigError, ResourceError
+from glioma_nas.nni_experiments.trial_supervisor import die_with_parent
 
 STORE_FILE = "processes.store"
 
@@ -55,6 +57,8 @@ def join(folder: Path, device: str) -> None:
         folder: The folder given to `launch`.
         device: ``cpu`` or ``cuda``.
     """
+    # A process that was killed cannot end its children; they would wait for each other, or train on unseen.
+    die_with_parent(signal.SIGTERM)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "nccl" if device.startswith("cuda") else "gloo",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,6 +27,7 @@ from glioma_nas.space_building import build_space
 from glioma_nas.stages.train import train_together
 from glioma_nas.testing.prepared_phantoms import prepare_phantom_cohort
 from glioma_nas.trained_networks import load_network
+from tests.nni_runs import until
 
 PROGRAM = """
 import sys
@@ -69,6 +73,36 @@ def test_a_process_that_fails_ends_the_others_and_is_named(tmp_path: Path) -> No
     program = "import os, sys, time; time.sleep(60 if os.environ['RANK'] == '0' else 0); sys.exit('no such thing')"
     with pytest.raises(ResourceError, match=r"failed in process 1: no such thing \(see .*process1\.log\)"):
         launch(["-c", program], n_processes=2, folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
+    child = (
+        "import os, sys, time; from pathlib import Path; from glioma_nas.distributed_training import join; "
+        f"folder = Path({str(tmp_path)!r}); join(folder, 'cpu'); "
+        "(folder / os.environ['RANK']).write_text(str(os.getpid())); time.sleep(120)"
+    )
+    parent = (
+        "from pathlib import Path; from glioma_nas.distributed_training import launch; "
+        f"launch(['-c', {child!r}], n_processes=2, folder=Path({str(tmp_path)!r}))"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", parent])
+    marks = [tmp_path / "0", tmp_path / "1"]
+    try:
+        until(lambda: all(mark.is_file() and mark.read_text() for mark in marks), 60, "both processes have joined")
+    finally:
+        launcher.kill()
+        launcher.wait()
+    pids = [int(mark.read_text()) for mark in marks]
+    until(lambda: not any(is_running(pid) for pid in pids), 10, "both are gone")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def make_context(tmp_path: Path, **train_options: Any) -> StageContext:
