@@ -61,6 +61,14 @@ def test_zscore_uses_the_brain_only() -> None:
     assert not after.images["t1"][2:].any()
 
 
+def test_zscore_keeps_a_voxel_of_mean_brightness_in_the_brain() -> None:
+    image = np.zeros((4, 4, 2))
+    image[0, 0], image[1, 1] = (10, 20), (20, 30)
+    after, _ = preprocess_steps.get("zscore")().apply(volumes(image), PreprocessConfig())
+    np.testing.assert_array_equal(after.images["t1"] != 0, image != 0)
+    assert abs(after.images["t1"][0, 0, 1]) < 1e-3
+
+
 def test_crop_pad_centres_on_the_brain_and_pads_with_zeros() -> None:
     image = np.zeros((40, 30, 2))
     image[2:12, 20:28] = 5

@@ -10,6 +10,7 @@ from glioma_nas.case_volumes import CaseVolumes, IntensityStep
 from glioma_nas.config import PreprocessConfig
 from glioma_nas.errors import ImageError
 from glioma_nas.images import FloatVolume
+from glioma_nas.preprocess_steps.percentile import inside
 from glioma_nas.registry import preprocess_steps
 
 
@@ -33,8 +34,6 @@ class ZScore(IntensityStep):
                 raise ImageError(
                     f"sequence '{name}': all {values.size} non-zero voxels are {mean:g}; export the scan again"
                 )
-            scaled = np.zeros_like(data)
-            scaled[brain] = (values - mean) / deviation
-            images[name] = scaled
+            images[name] = inside(data, brain, ((values - mean) / deviation).astype(np.float32))
             record[name] = {"mean": mean, "deviation": deviation}
         return volumes.with_images(images), record
