@@ -274,6 +274,16 @@ def test_scan_says_when_a_file_is_too_long_to_be_read_to_its_end(tmp_path: Path)
     assert found(scan_folder(tmp_path)) == {("note", "only the first 64 MB were looked through")}
 
 
+def test_scan_reads_what_people_type_into_dicom(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", study="1.2", number=1, n_slices=1)
+    scrub(tmp_path / "in", tmp_path / "out", PSEUDONYMS)
+    (path,) = (tmp_path / "out").iterdir()
+    data = pydicom.dcmread(path)
+    data.PatientComments, data.SeriesDescription = "sister of Smith^Ann", "control after 17.06.2015"
+    data.save_as(path)
+    assert found(scan_folder(tmp_path / "out")) == {("error", "name in DICOM's form"), ("warning", "date")}
+
+
 def test_known_identifiers_are_found_as_whole_words_only() -> None:
     known = KnownIdentifiers({"P001": "patient id", "ab": "short"})
     assert [hit.kind for hit in known.find("case p001, P0012, XP001, (P001)")] == ["patient id"] * 2

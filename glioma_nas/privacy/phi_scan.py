@@ -67,6 +67,10 @@ _STRINGS = re.compile(rb"[\x20-\x7e]{4,}")
 _ZIP_MAGIC = b"PK\x03\x04"
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _HIT_CAP = 50
+# DICOM's kinds of text that people type: comments, descriptions, histories.
+_FREE_TEXT = frozenset({"LO", "LT", "SH", "ST", "UC", "UT"})
+# A date in a scan's header is never the software's own.
+_NEVER = Span(datetime.date.max, datetime.date.min)
 
 
 @dataclass(frozen=True)
@@ -201,9 +205,8 @@ def _leaks(where: str, shown: str, hits: Iterator[Hit]) -> list[Leak]:
 
 def _nifti_hits(path: Path, known: KnownIdentifiers) -> Iterator[Hit]:
     image, _ = open_nifti(path)
-    never = Span(datetime.date.max, datetime.date.min)  # a date in a scan's header is never the software's own
     for name, text in header_texts(image.header).items():
-        found = list(find_identifiers(text, known, never))
+        found = list(find_identifiers(text, known, _NEVER))
         yield from found
         if not found:
             yield Hit("warning", f"free text in {name}", masked(text))
@@ -211,7 +214,7 @@ def _nifti_hits(path: Path, known: KnownIdentifiers) -> Iterator[Hit]:
         yield Hit("error", f"header extension of code {extension.get_code()}", f"{extension.get_sizeondisk()} bytes")
     if rest := hidden_bytes(image):
         text = "\n".join(match.decode("ascii") for match in _STRINGS.findall(rest))
-        yield from find_identifiers(text, known, never)
+        yield from find_identifiers(text, known, _NEVER)
         yield Hit("warning", "bytes that belong to no voxel", f"{len(rest)} bytes")
 
 
@@ -241,6 +244,8 @@ def _dicom_hits(path: Path, known: KnownIdentifiers) -> Iterator[Hit]:
             yield Hit("error", f"DICOM date or time {element.keyword}", masked(text))
         elif element.VR == "PN" and not is_pseudonym(text):
             yield Hit("error", f"name in {element.keyword}", masked(text))
+        elif element.VR in _FREE_TEXT:
+            yield from find_identifiers(text, known, _NEVER)
         else:
             yield from known.find(text)
     if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
