@@ -105,7 +105,10 @@ def mask_source(config: RunConfig, segment_folder: Path | None) -> MaskSource:
                 "network made its mask and which patients it was trained on, or masks: expert if people drew them"
             )
         record = config.cohort.sheet.parent / config.classify.mask_provenance
-        return MaskSource(GIVEN, None, read_json(record), record)
+        provenance = read_json(record)
+        if not isinstance(provenance, dict) or not all(isinstance(entry, dict) for entry in provenance.values()):
+            raise ConfigError(f"{record}: not an object of case id → {{network, train_patients}}; see docs/markers.md")
+        return MaskSource(GIVEN, None, provenance, record)
     if segment_folder is None:
         raise ConfigError(
             f"classify.masks is '{name}', but nothing was segmented; run the segment stage, or use expert"

@@ -378,6 +378,13 @@ def test_classify_refuses_given_masks_that_are_not_shown_to_be_out_of_fold(run_f
     assert trained_nothing(run_folder)
 
 
+@pytest.mark.parametrize("content", [[{"case_id": "case000"}], {"case000": ["patient001"]}])
+def test_classify_refuses_provenance_of_another_form(run_folder, content):
+    write_json(run_folder / "provenance.json", content)
+    with pytest.raises(ConfigError, match=r"provenance\.json: not an object of case id"):
+        classify.run(context(run_folder, masks="given", mask_provenance="provenance.json", markers=AGE_ONLY))
+
+
 def test_classify_takes_given_masks_with_provenance(run_folder):
     record = {f"case{index:03d}": {"network": "nnunet", "train_patients": ["else"]} for index in range(N_PATIENTS)}
     write_json(run_folder / "provenance.json", record)
