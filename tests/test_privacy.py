@@ -274,6 +274,17 @@ def test_scan_says_when_a_file_is_too_long_to_be_read_to_its_end(tmp_path: Path)
     assert found(scan_folder(tmp_path)) == {("note", "only the first 64 MB were looked through")}
 
 
+def test_secret_of_the_pseudonyms_is_found_under_any_name(tmp_path: Path) -> None:
+    load_salt(tmp_path / "notes.txt", create=True)
+    assert found(scan_folder(tmp_path)) == {("error", "secret that makes the pseudonyms")}
+
+
+def test_scrubbed_file_is_compressed_when_its_name_says_so_in_capitals(tmp_path: Path) -> None:
+    nifti_with_text(tmp_path / "a.nii.gz")
+    scrub_nifti(tmp_path / "a.nii.gz", tmp_path / "B.NII.GZ")
+    assert (tmp_path / "B.NII.GZ").read_bytes()[:2] == b"\x1f\x8b"
+
+
 def test_scan_reads_what_people_type_into_dicom(tmp_path: Path) -> None:
     write_series(tmp_path / "in", study="1.2", number=1, n_slices=1)
     scrub(tmp_path / "in", tmp_path / "out", PSEUDONYMS)

@@ -38,7 +38,8 @@ def scrub_nifti(source: Path, target: Path) -> bool:
     size = int(header["sizeof_hdr"])
     header["vox_offset"] = size + 4
     content = header.binaryblock + bytes(4) + voxels
-    write_bytes(target, gzip.compress(content, _GZIP_LEVEL, mtime=0) if target.name.endswith(".gz") else content)
+    packed = target.name.lower().endswith(".gz")
+    write_bytes(target, gzip.compress(content, _GZIP_LEVEL, mtime=0) if packed else content)
     return had_text
 
 

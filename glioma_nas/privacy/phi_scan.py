@@ -64,6 +64,8 @@ _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 _MAX_TEXT_BYTES = 64_000_000
 # As long as the shortest identifier that is looked for.
 _STRINGS = re.compile(rb"[\x20-\x7e]{4,}")
+# A file of nothing but the hexadecimal digits that `pseudonyms.load_salt` writes.
+_SALT = re.compile(rb"[0-9a-f]{64}\s*")
 _ZIP_MAGIC = b"PK\x03\x04"
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _HIT_CAP = 50
@@ -158,6 +160,8 @@ def _scan_file(path: Path, shown: str, known: KnownIdentifiers, own_days: Span) 
         if path.suffix.lower() in _PICTURES:
             return _leaks("picture's text", shown, find_identifiers(_picture_text(path), known, own_days))
         data, cut = _content(path)
+        if _SALT.fullmatch(data):
+            return [Leak("error", "secret that makes the pseudonyms", shown, "file", "")]
         if data.startswith(_ZIP_MAGIC):
             return _packed_leaks(path, shown, known, own_days)
         leaks = _content_leaks(path.suffix.lower(), data, shown, known, own_days)
