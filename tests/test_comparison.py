@@ -49,6 +49,14 @@ def test_options_belong_to_the_configured_strategy_alone(config: RunConfig) -> N
     assert "n_candidates" not in with_budget(config, "co_search", seed=0).search.strategy_options
 
 
+def test_all_strategies_look_for_the_same(config: RunConfig) -> None:
+    options = {"n_candidates": 2, "target_latency_ms": 3.0, "target_exponents": (0.0, -0.5)}
+    given = config.model_copy(update={"search": config.search.model_copy(update={"strategy_options": options})})
+    objective = {"target_latency_ms": 3.0, "target_exponents": (0.0, -0.5)}
+    assert with_budget(given, "nni.random", seed=0, trials=2).search.strategy_options == {**objective, "trials": 2}
+    assert with_budget(given, "co_search", seed=0).search.strategy_options == objective
+
+
 def test_budget_that_does_not_suffice_is_refused(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"nni.random: 4 epochs cannot be shared by 5 trials; lower --trials"):
         with_budget(config, "nni.random", seed=0, trials=5)

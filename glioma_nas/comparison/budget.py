@@ -7,6 +7,9 @@ from glioma_nas.config import RunConfig
 from glioma_nas.errors import ConfigError
 from glioma_nas.space_building import options_of
 
+OBJECTIVE = ("target_latency_ms", "target_exponents", "latency_limit_ms")
+"""Options that say what is looked for: the same for all strategies that take them."""
+
 TRIALS = 8
 """Trials that the budget of a multi-trial strategy is cut into, unless the user says otherwise."""
 
@@ -36,7 +39,8 @@ def with_budget(config: RunConfig, strategy: str, *, seed: int, trials: int = TR
     """Return the configuration of one search of the comparison, at the budget of the given one.
 
     A one-shot strategy keeps the epochs; of a multi-trial one, every trial gets an equal share of them. Options of the
-    configuration's own strategy are kept for that strategy alone.
+    configuration's own strategy are kept for that strategy alone, except those of `OBJECTIVE`: networks that were
+    chosen by different targets cannot be compared.
 
     Args:
         config: The base configuration.
@@ -49,7 +53,9 @@ def with_budget(config: RunConfig, strategy: str, *, seed: int, trials: int = TR
     """
     search = config.search
     epochs = search.pretrain_epochs + search.search_epochs
-    options = dict(search.strategy_options) if strategy == search.strategy else {}
+    taken = options_of(registry.strategies.get(strategy))
+    kept = search.strategy_options if strategy == search.strategy else taken.intersection(OBJECTIVE)
+    options = {name: value for name, value in search.strategy_options.items() if name in kept}
     changed = {"strategy": strategy, "strategy_options": options, "tensorboard": False}
     if is_multi_trial(strategy):
         if epochs < trials:
