@@ -18,7 +18,14 @@ from typer.testing import CliRunner
 
 from glioma_nas.cli import app
 from glioma_nas.comparison.budget import search_steps, used_steps, with_budget
-from glioma_nas.comparison.contest import hypervolume, mean_interval, pareto_front, plan, summarise_contest
+from glioma_nas.comparison.contest import (
+    hypervolume,
+    mean_interval,
+    pareto_front,
+    plan,
+    scoring_steps,
+    summarise_contest,
+)
 from glioma_nas.comparison.searching import search_apart
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import ConfigError, ResourceError, UnknownNameError
@@ -55,6 +62,11 @@ def test_all_strategies_look_for_the_same(config: RunConfig) -> None:
     objective = {"target_latency_ms": 3.0, "target_exponents": (0.0, -0.5)}
     assert with_budget(given, "nni.random", seed=0, trials=2).search.strategy_options == {**objective, "trials": 2}
     assert with_budget(given, "co_search", seed=0).search.strategy_options == objective
+
+
+def test_steps_on_candidates_are_counted_beside_the_budget() -> None:
+    found = {"finetune_steps": 100, "student": {"candidates": [{}, {}, {}]}, "teacher": {"candidates": [{}]}}
+    assert scoring_steps(found) == 400
 
 
 def test_budget_that_does_not_suffice_is_refused(config: RunConfig) -> None:
@@ -114,6 +126,7 @@ def test_summary_keeps_strategies_apart() -> None:
             "strategy": ["a", "a", "b"],
             "seed": [0, 1, 0],
             "steps": 4,
+            "scoring_steps": [0, 2, 0],
             "dice": [0.5, 0.7, 0.9],
             "latency_ms": [1.0, 3.0, 4.0],
             "macs_g": 1.0,
@@ -124,6 +137,7 @@ def test_summary_keeps_strategies_apart() -> None:
     )
     summary = summarise_contest(runs).set_index("strategy")
     assert summary.dice.tolist() == pytest.approx([0.6, 0.9]) and summary.seeds.tolist() == [2, 1]
+    assert summary.scoring_steps.tolist() == [1, 0]
     assert summary.hypervolume["a"] == pytest.approx((0.5 * 2 + 0.7 * 1) / 4) and summary.hypervolume["b"] == 0
 
 
@@ -151,7 +165,7 @@ def test_comparison_runs_from_the_command_line_and_continues(tmp_path: Path) -> 
     assert [row["strategy"] for row in rows] == ["random_with_shared_weights", "nni.random"]
     assert all(0 <= row["dice"] <= 1 and row["latency_ms"] > 0 and row["search_s"] > 0 for row in rows)
     runs = pd.read_csv(tmp_path / "out" / "runs.csv")
-    assert (runs.steps == 4).all() and (runs.search_peak_mb > 100).all()
+    assert (runs.steps == 4).all() and (runs.scoring_steps == 0).all() and (runs.search_peak_mb > 100).all()
     page = (tmp_path / "out" / "report.html").read_text()
     assert "nni.random" in page and "Kendall" not in page and "four are needed" in page
     costs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("cost.json")}

@@ -29,7 +29,7 @@ from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Progress
 from glioma_nas.segmentation_inference import predict_probability
 from glioma_nas.segmentation_scores import native_outline, native_scores
-from glioma_nas.stages.search import SEARCH_FOLD
+from glioma_nas.stages.search import ROLES, SEARCH_FOLD
 from glioma_nas.stages.train import train_network
 from glioma_nas.trained_networks import WEIGHTS_FILE, load_network
 
@@ -112,6 +112,7 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
                     "strategy": cell.strategy,
                     "seed": cell.seed,
                     "steps": used_steps(cell.config),
+                    "scoring_steps": scoring_steps(read_json(cell.folder / "search" / "search.json")),
                     **_scored(cell, cohort, networks[cell.name]),
                     "search_s": cost["wall_s"],
                     "search_peak_mb": cost["peak_mb"],
@@ -137,6 +138,15 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
     return summary
 
 
+def scoring_steps(found: Mapping[str, Any]) -> int:
+    """Return the optimiser steps that a search spent beside its budget, on candidates before it scored them.
+
+    Args:
+        found: What the search stage returned.
+    """
+    return int(found["finetune_steps"]) * sum(len(found[role]["candidates"]) for role in ROLES)
+
+
 def summarise_contest(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row a strategy: mean over seeds and, from two seeds on, the 95 % interval of the mean (Student's t).
 
@@ -147,7 +157,16 @@ def summarise_contest(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for strategy, group in runs.groupby("strategy", sort=False):
         row: dict[str, Any] = {"strategy": strategy, "seeds": len(group)}
-        for column in ("dice", "latency_ms", "macs_g", "params_m", "search_s", "search_peak_mb", "steps"):
+        for column in (
+            "dice",
+            "latency_ms",
+            "macs_g",
+            "params_m",
+            "search_s",
+            "search_peak_mb",
+            "steps",
+            "scoring_steps",
+        ):
             values = group[column].to_numpy(dtype=np.float64)
             row[column] = float(values.mean())
             if column in ("dice", "latency_ms"):

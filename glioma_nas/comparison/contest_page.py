@@ -86,6 +86,7 @@ def _strategies(runs: pd.DataFrame, summary: pd.DataFrame, front: Sequence[int])
                 number("macs_g", "GMAC", 3),
                 number("params_m", "Parameters, M", 3),
                 number("steps", "Steps"),
+                number("scoring_steps", "Scoring steps"),
                 number("search_s", "Search, s"),
                 number("search_peak_mb", "Peak, MB"),
                 number("hypervolume", "Hypervolume", 3),
@@ -153,7 +154,8 @@ def _limits(runs: pd.DataFrame, facts: Mapping[str, Any], config: RunConfig) -> 
     tau = facts["correlation"]
     items = [
         f"Budget: {facts['steps']} optimiser steps of batch {config.search.batch_size} for every search. A step of a "
-        "supernet passes several times, a step of a trial once; times and memory stand in the table.",
+        "supernet passes several times, a step of a trial once; times and memory stand in the table. Scoring steps are "
+        "beside the budget: they fit single candidates before the search scores them.",
         f"Split: searched and trained on {plural(facts['training patients'], 'patient')}, scored on "
         f"{plural(facts['patients'], 'other')} whom no search has seen. Seeds change the search and the training, not "
         "the split.",

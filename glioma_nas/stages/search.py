@@ -73,6 +73,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "strategy": search.strategy,
         "strategy_notes": list(getattr(strategy, "notes", [])),
         "latency_weight": search.latency_weight,
+        "finetune_steps": getattr(strategy, "finetune_steps", 0),
         "search_fold": SEARCH_FOLD,
         "n_search_patients": len(PreparedCohort.load(context.inputs["preprocess"]).folds.train(SEARCH_FOLD)),
         "search_patients_note": (
