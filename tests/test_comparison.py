@@ -20,6 +20,7 @@ from glioma_nas.cli import app
 from glioma_nas.comparison.budget import search_steps, used_steps, with_budget
 from glioma_nas.comparison.contest import (
     hypervolume,
+    made_from,
     mean_interval,
     pareto_front,
     plan,
@@ -62,6 +63,20 @@ def test_all_strategies_look_for_the_same(config: RunConfig) -> None:
     objective = {"target_latency_ms": 3.0, "target_exponents": (0.0, -0.5)}
     assert with_budget(given, "nni.random", seed=0, trials=2).search.strategy_options == {**objective, "trials": 2}
     assert with_budget(given, "co_search", seed=0).search.strategy_options == objective
+
+
+def test_nothing_is_taken_over_from_another_cohort(config: RunConfig, tmp_path: Path) -> None:
+    cells = plan(config, ["co_search"], n_seeds=1, trials=1, out=tmp_path)
+    inputs = {stage: tmp_path / "shared" / stage for stage in ("preprocess", "latency")}
+
+    def folder(cohort: str) -> Path:
+        for path in inputs.values():
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "manifest.json").write_text(json.dumps({"key": cohort}))
+        return made_from(inputs, cells)[0].folder
+
+    first = folder("a")
+    assert folder("a") == first != folder("b")
 
 
 def test_steps_on_candidates_are_counted_beside_the_budget() -> None:

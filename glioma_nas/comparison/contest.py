@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from glioma_nas.comparison.contest_page import render_contest
 from glioma_nas.comparison.searching import search_apart
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import ConfigError
-from glioma_nas.files import canonical_json, read_json, sha256_text, write_json, write_text
+from glioma_nas.files import canonical_json, read_json, sha256_file, sha256_text, write_json, write_text
 from glioma_nas.latency_backend import open_backend
 from glioma_nas.latency_timing import summarise, time_engines
 from glioma_nas.network_size import network_size
-from glioma_nas.pipeline import Pipeline, StageContext
+from glioma_nas.pipeline import MANIFEST, Pipeline, StageContext
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Progress
 from glioma_nas.segmentation_inference import predict_probability
@@ -100,6 +100,7 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
     """
     Pipeline(config, out / SHARED_FOLDER, progress).run(("preprocess", "latency"))
     inputs = {stage: (out / SHARED_FOLDER / stage).resolve() for stage in ("preprocess", "latency")}
+    cells = made_from(inputs, cells)
     cohort = PreparedCohort.load(inputs["preprocess"])
     rows: list[dict[str, Any]] = []
     networks: dict[str, nn.Module] = {}
@@ -136,6 +137,17 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
     write_json(out / "comparison.json", facts)
     write_text(out / PAGE_FILE, render_contest(table, summary, facts, pareto_front(table), config))
     return summary
+
+
+def made_from(inputs: Mapping[str, Path], cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells with folders that belong to these very inputs: nothing made from earlier ones is taken over.
+
+    Args:
+        inputs: Finished folders of the preprocess and latency stages; they count by their manifests.
+        cells: See `plan`.
+    """
+    key = sha256_text(canonical_json({name: sha256_file(path / MANIFEST) for name, path in inputs.items()}))[:8]
+    return [replace(cell, folder=cell.folder.with_name(f"{cell.folder.name}-{key}")) for cell in cells]
 
 
 def scoring_steps(found: Mapping[str, Any]) -> int:
