@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import shutil
 import time
 import traceback
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ ERROR_FILE = "error.txt"
 def search_apart(config: RunConfig, inputs: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     """Search in a child process and return what it cost; a search that is done is not repeated.
 
+    A search that was cut off begins anew: the time and memory of its last part would be taken for those of the whole.
+
     Args:
         config: See `glioma_nas.comparison.budget.with_budget`.
         inputs: Finished folders of the preprocess and latency stages.
@@ -31,8 +34,9 @@ def search_apart(config: RunConfig, inputs: Mapping[str, Path], folder: Path) ->
     """
     if (folder / COST_FILE).is_file():
         return dict(read_json(folder / COST_FILE))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ERROR_FILE).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     # Spawned, not forked: a fork would inherit this process' memory and threads, and its peak with them.
     child = multiprocessing.get_context("spawn").Process(
         target=_search,
