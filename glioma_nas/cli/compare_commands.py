@@ -39,9 +39,11 @@ def compare(
     """
     from glioma_nas.comparison.contest import PAGE_FILE, compare_strategies, plan
     from glioma_nas.console import print_table
+    from glioma_nas.missing_sequences import without_incomplete_sequences
 
     loaded = load_run_config(config, override, plugin)
     load_plugins(loaded.plugins)
+    loaded = without_incomplete_sequences(loaded)
     folder = (out if out is not None else run_folder(config, None).with_name(f"compare-{config.stem}")).resolve()
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     cells = plan(loaded, names, n_seeds=seeds, trials=trials, out=folder)
