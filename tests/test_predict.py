@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from glioma_nas.files import read_json
 from glioma_nas.new_patients.batch import predict_all
 from glioma_nas.new_patients.case_inputs import find_cases
 from glioma_nas.new_patients.frozen_run import FrozenRun
-from glioma_nas.new_patients.prediction import decide, other_masks
+from glioma_nas.new_patients.prediction import decide, other_masks, prediction_key
 from glioma_nas.progress import Silent
 from glioma_nas.testing.phantoms import write_phantom_cohort
 
@@ -114,6 +115,20 @@ def test_second_call_skips_what_is_done_and_notices_what_changed(run: FrozenRun,
     assert again() == "done before"
     assert again(age=33.0) == "predicted"
     assert (tmp_path / "out" / "new_patient" / "mask.nii.gz").read_bytes() == mask
+
+
+def test_patients_in_folders_of_one_name_are_not_taken_for_each_other(run: FrozenRun, tmp_path: Path) -> None:
+    keys = set()
+    for owner in ("a", "b"):
+        folder = tmp_path / owner / "anat"
+        folder.mkdir(parents=True)
+        for name in ("t1ce", "flair"):
+            scan = folder / f"{name}.nii"
+            scan.write_bytes(owner.encode())
+            os.utime(scan, ns=(0, 0))
+        ((case,), _) = find_cases(folder, run, tmp_path / "out", Silent())
+        keys.add(prediction_key(case, run))
+    assert len(keys) == 2
 
 
 @pytest.mark.slow

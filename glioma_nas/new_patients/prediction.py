@@ -73,8 +73,15 @@ class MarkerPrediction:
 
 
 def prediction_key(case: Case, run: FrozenRun) -> str:
-    """Return a hash of all that decides a prediction; files count by size and time of change."""
-    files = {name: [path.stat().st_size, path.stat().st_mtime_ns] for name, path in sorted(case.images.items())}
+    """Return a hash of all that decides a prediction; files count by place, size and time of change.
+
+    Without the place, patients whose folders are both called ``anat`` could be taken for each other: uncompressed scans
+    are of one size, and archives restore one time of change.
+    """
+    files = {
+        name: [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+        for name, path in sorted(case.images.items())
+    }
     stages = [run.folder / stage / MANIFEST for stage in ("preprocess", "search", "train", "classify")]
     content = {
         "case": [case.case_id, case.age, case.sex, files],
