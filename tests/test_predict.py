@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from glioma_nas.cli import app
 from glioma_nas.errors import CohortError, ConfigError, GliomaNasError, StorageError
 from glioma_nas.files import read_json
-from glioma_nas.new_patients.batch import predict_all
+from glioma_nas.new_patients.batch import _serve, predict_all
 from glioma_nas.new_patients.case_inputs import find_cases
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.prediction import decide, other_masks, prediction_key
@@ -142,6 +142,25 @@ def test_bad_case_does_not_stop_the_others(run_folder: Path, tmp_path: Path) -> 
     assert rows.state.tolist() == ["predicted", "failed", "predicted"]
     assert "flair" in rows.problem[1]
     assert not (tmp_path / "out" / "P002" / "prediction.json").exists()
+
+
+def test_earlier_outline_does_not_outlive_a_case_that_fails(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "new_patient"
+    folder.mkdir(parents=True)
+    for name in ("prediction.json", "report.html", "mask.nii.gz"):
+        (folder / name).write_text("{")
+    (patient / "scan_flair.nii.gz").write_bytes(b"no scan")
+    (outcome,) = predict_all(patient, run, tmp_path / "out", patient=NOBODY, force=False, progress=Silent()).outcomes
+    assert outcome.state == "failed"
+    assert not any((folder / name).exists() for name in ("prediction.json", "report.html", "mask.nii.gz"))
+
+
+def test_scan_that_vanishes_stops_its_own_case_alone(run: FrozenRun, tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "strangers", 2, 99)
+    cases, _ = find_cases(sheet, run, tmp_path / "out", Silent())
+    (tmp_path / "strangers" / cases[0].case_id / "flair.nii.gz").unlink()
+    outcome = _serve(cases[0], run, tmp_path / "out" / cases[0].case_id, force=False)
+    assert outcome.state == "failed" and "flair" in outcome.problem
 
 
 def test_missing_sequence_is_said_before_anything_is_computed(run: FrozenRun, patient: Path, tmp_path: Path) -> None:

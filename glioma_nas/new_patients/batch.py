@@ -15,7 +15,7 @@ from glioma_nas.errors import CohortError, GliomaNasError
 from glioma_nas.files import read_json, write_text
 from glioma_nas.new_patients.case_inputs import find_cases, require_servable, with_patient
 from glioma_nas.new_patients.frozen_run import FrozenRun
-from glioma_nas.new_patients.prediction import PREDICTION_FILE, is_predicted, predict_case
+from glioma_nas.new_patients.prediction import MASK_FILE, PAGE_FILE, PREDICTION_FILE, is_predicted, predict_case
 from glioma_nas.progress import Progress
 
 TABLE_FILE = "predictions.csv"
@@ -118,13 +118,14 @@ def predict_all(
 
 def _serve(case: Case, run: FrozenRun, folder: Path, *, force: bool) -> Outcome:
     markers = tuple(run.markers)
-    if not force and is_predicted(case, run, folder):
-        return Outcome(case.case_id, "done before", read_json(folder / PREDICTION_FILE), "", markers)
-    # A record of earlier scans or of an earlier run must not stand beside what follows.
-    (folder / PREDICTION_FILE).unlink(missing_ok=True)
     try:
+        if not force and is_predicted(case, run, folder):
+            return Outcome(case.case_id, "done before", read_json(folder / PREDICTION_FILE), "", markers)
+        # What was made of earlier scans or by an earlier run must not be taken for the result when this one fails.
+        for name in (PREDICTION_FILE, PAGE_FILE, MASK_FILE):
+            (folder / name).unlink(missing_ok=True)
         record = predict_case(case, run, folder)
-    except GliomaNasError as err:
+    except (GliomaNasError, OSError) as err:  # a scan may vanish, or its disk fail, after the cohort was read
         _logger.info("case %s failed", case.case_id)
         return Outcome(case.case_id, "failed", None, str(err), markers)
     return Outcome(case.case_id, "predicted", record, "", markers)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from glioma_nas import __version__
 from glioma_nas.case_preparation import is_prepared, prepare_case
 from glioma_nas.cohort import Case
+from glioma_nas.errors import StorageError
 from glioma_nas.files import canonical_json, read_json, sha256_text, write_json, write_text
 from glioma_nas.images import write_mask
 from glioma_nas.marker_evaluator import finished_folds
@@ -95,7 +96,12 @@ def prediction_key(case: Case, run: FrozenRun) -> str:
 def is_predicted(case: Case, run: FrozenRun, folder: Path) -> bool:
     """Tell whether ``folder`` holds the prediction of this very case by this very run."""
     record = folder / PREDICTION_FILE
-    return record.is_file() and read_json(record).get("key") == prediction_key(case, run)
+    if not record.is_file():
+        return False
+    try:
+        return bool(read_json(record).get("key") == prediction_key(case, run))
+    except StorageError:  # cut short; it is made again
+        return False
 
 
 def predict_case(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
