@@ -101,6 +101,27 @@ def test_second_call_gives_the_same_without_predicting_again(run: FrozenRun, els
 
 
 @pytest.mark.slow
+def test_patient_ids_of_the_run_are_pointed_out(run: FrozenRun, validated: Path) -> None:
+    # The strangers are numbered like the run's patients: the same people, for all that anybody can tell.
+    own = {case.patient_id for case in run.cohort.cases.values()}
+    assert set(read_json(validated / "validation.json")["same_patient_ids"]) == own
+    assert "8 patient ids stand in the run too" in (validated / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_mended_sheet_counts_without_predicting_again(
+    run: FrozenRun, elsewhere: Path, validated: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(validated, tmp_path / "out")
+    sheet = pd.read_csv(elsewhere, dtype=str)
+    sheet["site"], sheet.loc[1, "patient_id"] = "C", sheet.patient_id[0]
+    mended = elsewhere.with_name("mended.csv")
+    sheet.to_csv(mended, index=False)
+    results = validate_run(mended, run, tmp_path / "out", recalibrate_on=None, progress=Silent())
+    assert results["n_patients"] == 11 and [row["site"] for row in results["sites"]] == ["C"]
+
+
+@pytest.mark.slow
 def test_the_runs_own_patients_are_refused(run: FrozenRun, tmp_path: Path) -> None:
     with pytest.raises(LeakageError, match="is the very one of case P001, which the run was made with"):
         validate_run(run.config.cohort.sheet, run, tmp_path, recalibrate_on=None, progress=Silent())

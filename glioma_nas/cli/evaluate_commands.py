@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from glioma_nas.cli.application import JsonOption, app, shown_progress
+from glioma_nas.cli.application import JsonOption, app, complain, shown_progress
 
 
 @app.command()
@@ -42,5 +42,10 @@ def evaluate(
         results = validate_run(cohort, opened, folder, recalibrate_on=part, progress=progress)
     title = f"{results['n_patients']} patients of {results['cohort']}"
     print_table(title, ["figure", "value", "95 % interval", "n", "in the run"], measured(results), as_json=as_json)
+    if results["same_patient_ids"]:
+        complain(
+            f"{len(results['same_patient_ids'])} patient ids stand in the run too; if they are the same people, these "
+            f"figures say nothing about new ones: {', '.join(results['same_patient_ids'][:5])}"
+        )
     if not as_json:
         typer.echo((folder / PAGE_FILE).resolve())

@@ -126,6 +126,7 @@ def validate_run(
         "n_patients": int(table.patient_id.nunique()),
         "not_read": list(unreadable),
         "left_out": failed,
+        "same_patient_ids": shared_patients(served, run),
         "out_of_fold_dice": run.out_of_fold_dice,
         "segmentation": _score_segmentation(table, run),
         "sites": _by_site(table, run),
@@ -138,12 +139,27 @@ def validate_run(
     return results
 
 
+def shared_patients(cases: Sequence[Case], run: FrozenRun) -> list[str]:
+    """Return the patient ids that the run has too: another scan of its own patients, or a number given twice.
+
+    Equal voxels are refused, but a second scan of a patient has others, and only the id can tell.
+    """
+    own = {case.patient_id for case in run.cohort.cases.values()}
+    return sorted({case.patient_id for case in cases} & own)
+
+
 def _row(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
     """Predict and score one case; read back what an earlier call with the same inputs found."""
     mask = case.mask.stat() if case.mask is not None else None
     key = f"{prediction_key(case, run)}-{mask.st_size}-{mask.st_mtime_ns}" if mask else prediction_key(case, run)
+    # The sheet may have been mended since: who somebody is and where they were scanned is never taken from earlier.
+    who = {
+        "case_id": case.case_id,
+        "patient_id": case.patient_id,
+        "site": case.labels.get(run.config.folds.site_column),
+    }
     if (folder / ROW_FILE).is_file() and (known := read_json(folder / ROW_FILE))["key"] == key:
-        return dict(known["row"])
+        return {**known["row"], **who}
     require_servable(case, run)
     if not is_prepared(case, folder, run.recipe):
         prepare_case(case, folder, run.recipe)
@@ -155,12 +171,7 @@ def _row(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
             "validation needs other patients"
         )
     probability = ensemble_probabilities(prepared, run).mean(axis=0, dtype=np.float32)
-    row: dict[str, Any] = {
-        "case_id": case.case_id,
-        "patient_id": case.patient_id,
-        "site": case.labels.get(run.config.folds.site_column),
-        **native_scores(prepared, native_outline(prepared, probability)),
-    }
+    row: dict[str, Any] = {**who, **native_scores(prepared, native_outline(prepared, probability))}
     on_slices = (probability >= THRESHOLD).astype(np.uint8)
     for name in run.markers:
         marker = predict_marker(name, prepared, on_slices, run)

@@ -176,8 +176,17 @@ def _drift(rows: Sequence[Mapping[str, Any]]) -> Section:
 
 
 def _flow(results: Mapping[str, Any]) -> Section:
-    section = Section("flow", "Cases left out")
+    section = Section("flow", "Who was scored")
     items = [*results["not_read"], *(f"{name}: {why}" for name, why in results["left_out"].items())]
+    same = results["same_patient_ids"]
+    if same:
+        names = f"{', '.join(same[:5])}{', …' if len(same) > 5 else ''}"
+        section.add(
+            Caution(
+                f"{plural(len(same), 'patient id')} stand in the run too ({names}). Their scans differ, but should "
+                "they be the same people, the figures say nothing about new patients."
+            )
+        )
     section.add(Facts((("Scored", str(results["n_cases"])), ("Left out", str(len(items))))))
     if items:
         section.add(Bullets(tuple(items)))
