@@ -220,6 +220,27 @@ def test_folder_that_is_no_run_or_unfinished_is_refused(run_folder: Path, tmp_pa
         FrozenRun.open(run_folder, network="studnet")
 
 
+def test_run_whose_stages_do_not_belong_together_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(run_folder, tmp_path / name))
+
+    again = copied("preprocessed_again")
+    with (again / "preprocess" / "manifest.json").open("a") as handle:
+        handle.write("\n")
+    with pytest.raises(StorageError, match="stage 'search' was made from an earlier 'preprocess'"):
+        FrozenRun.open(again)
+    measured = copied("measured_again")
+    with (measured / "latency" / "manifest.json").open("a") as handle:
+        handle.write("\n")
+    assert FrozenRun.open(measured).network == "student"
+    changed = copied("changed")
+    text = (changed / "config.yaml").read_text()
+    assert "crop_size_px: 48" in text
+    (changed / "config.yaml").write_text(text.replace("crop_size_px: 48", "crop_size_px: 40"))
+    with pytest.raises(StorageError, match="prepares cases in another way"):
+        FrozenRun.open(changed)
+
+
 def test_source_that_is_not_there_is_one_line(run_folder: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["predict", str(run_folder), str(tmp_path / "nowhere"), "--out", str(tmp_path)])
     assert isinstance(done.exception, CohortError)

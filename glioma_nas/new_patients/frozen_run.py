@@ -13,7 +13,7 @@ from torch import nn
 from glioma_nas.case_preparation import Recipe, build_steps
 from glioma_nas.config import RunConfig, load_config
 from glioma_nas.errors import ConfigError, StorageError, did_you_mean
-from glioma_nas.files import read_json
+from glioma_nas.files import read_json, sha256_file
 from glioma_nas.marker_evaluator import MarkerEvaluator, load_evaluator
 from glioma_nas.pipeline import CONFIG_FILE, MANIFEST, results_of
 from glioma_nas.prepared import PreparedCohort
@@ -47,7 +47,7 @@ class FrozenRun:
             network: ``student``, ``teacher`` or a baseline of the run.
 
         Raises:
-            StorageError: It is no run folder, or a stage it needs is not done.
+            StorageError: It is no run folder, or a stage it needs is not done or out of date.
             ConfigError: The run has no such network.
         """
         if not (folder / CONFIG_FILE).is_file():
@@ -58,6 +58,7 @@ class FrozenRun:
         config = load_config(folder / CONFIG_FILE)
         for plugin in config.plugins:
             load_file(plugin)
+        _require_one_piece(folder, config)
         allowed = network_names(config)
         if network not in allowed:
             raise ConfigError(f"the run has no network '{network}': {did_you_mean(network, allowed)}")
@@ -117,3 +118,30 @@ class FrozenRun:
     def known_voxels(self) -> Mapping[str, str]:
         """Hash of every scan the run was made with → its case: a new patient's scans must not be among them."""
         return {digest: case.case_id for case in self.cohort.cases.values() for digest in case.voxel_hashes.values()}
+
+
+def _require_one_piece(folder: Path, config: RunConfig) -> None:
+    """Make sure that new patients are prepared as those were whom the networks learnt from.
+
+    A run that stopped half-way after a change, or a single stage run with another configuration, leaves stages that do
+    not belong together. A new latency table changes no network and does not count.
+
+    Raises:
+        StorageError: A stage was made from an earlier one, or the configuration prepares cases in another way.
+    """
+    for stage in ("search", "train", "segment", "classify"):
+        if not (folder / stage / MANIFEST).is_file():
+            continue
+        for name, digest in read_json(folder / stage / MANIFEST)["inputs"].items():
+            manifest = folder / name / MANIFEST
+            if name != "latency" and (not manifest.is_file() or sha256_file(manifest) != digest):
+                raise StorageError(
+                    f"{folder}: stage '{stage}' was made from an earlier '{name}'; run `glioma-nas run` to the end "
+                    "first"
+                )
+    made_with = load_config(folder / "preprocess" / CONFIG_FILE)
+    if recipe_of(made_with).hash != recipe_of(config).hash:
+        raise StorageError(
+            f"{folder}: {CONFIG_FILE} prepares cases in another way than the run's were; run `glioma-nas run` to the "
+            "end first"
+        )
