@@ -116,6 +116,7 @@ class SegmentationEvaluator(Lightning):
         augment: Whether training slices are augmented.
         augmentation: How, as keyword arguments of `glioma_nas.config.AugmentationConfig`.
         seed: Seed of this training.
+        split_seed: Seed of the halves of ``search``, the same for networks that are compared; none for ``seed``.
         device: See `glioma_nas.training.make_trainer`.
         progress: Where to report.
         label: Name of the progress bar.
@@ -152,6 +153,7 @@ class SegmentationEvaluator(Lightning):
         augment: bool = True,
         augmentation: Mapping[str, Any] | None = None,
         seed: int = 0,
+        split_seed: int | None = None,
         device: str = "cpu",
         progress: Progress | None = None,
         label: str = "training",
@@ -172,8 +174,9 @@ class SegmentationEvaluator(Lightning):
             raise ConfigError("checkpoint 'best' needs validation patients; set train.validation_fraction above 0")
         self.seed = derive_seed(seed, "segmentation", split, fold)
         cohort = PreparedCohort.load(Path(prepared))
+        split_seed = seed if split_seed is None else split_seed
         training, validation = split_training_cases(
-            cohort, fold=fold, split=split, seed=seed, validation_fraction=validation_fraction
+            cohort, fold=fold, split=split, seed=split_seed, validation_fraction=validation_fraction
         )
         self.validation_patients = sorted({case.patient_id for case in validation})
         self.training_patients = sorted({case.patient_id for case in training})

@@ -202,6 +202,16 @@ def test_search_halves_hold_disjoint_patients_and_no_test_patient(prepared: Path
     assert not tested & (patients[0] | patients[1])
 
 
+def test_networks_of_different_seeds_can_be_compared_on_the_same_patients(prepared: Path, tmp_path: Path) -> None:
+    def halves(**options: Any) -> set[tuple[str, ...]]:
+        return {
+            tuple(make_evaluator(prepared, tmp_path, seed=seed, **options).validation_patients) for seed in range(6)
+        }
+
+    assert len(halves()) > 1
+    assert len(halves(split_seed=0)) == 1
+
+
 def test_latency_weight_without_a_profiler_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a profiler"):
         CoSearch(latency_weight=0.1)

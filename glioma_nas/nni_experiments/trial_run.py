@@ -160,6 +160,8 @@ def _measured(settings: TrialSettings, config: RunConfig, architecture: Architec
         augmentation=config.augmentation.model_dump(),
         augment=train.augment,
         seed=seed,
+        # The experiment's, not the trial's: a tuner that varies the seed must not find the easiest patients.
+        split_seed=derive_seed(settings.config["seed"], "trial"),
         device=config.device,
         label="train",
     )
