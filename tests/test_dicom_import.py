@@ -18,9 +18,10 @@ from glioma_nas.cohort import read_cohort
 from glioma_nas.config import CohortConfig
 from glioma_nas.dicom import ImportResult, import_dicom
 from glioma_nas.dicom.sequence_rules import recognise
-from glioma_nas.dicom.series import Series
+from glioma_nas.dicom.series import Series, list_series
 from glioma_nas.errors import CohortError, StorageError
 from glioma_nas.privacy.pseudonyms import Pseudonyms
+from glioma_nas.progress import Silent
 from glioma_nas.testing.phantoms import write_nifti
 
 PSEUDONYMS = Pseudonyms(bytes(range(32)))
@@ -161,6 +162,16 @@ def test_review_sheet_that_cannot_be_followed_is_refused(
         writer.writerows(sheet)
     with pytest.raises(CohortError, match=message):
         import_dicom(export, tmp_path, PSEUDONYMS, review_only=True)
+
+
+def test_file_with_an_unreadable_position_is_no_part_of_its_series(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", study="1.2", number=1, n_slices=6, **SERIES["t2"])
+    path = sorted((tmp_path / "in").iterdir())[2]
+    path.write_bytes(path.read_bytes().replace(b"-100.0", b"-1x0.0"))
+    listing = list_series(tmp_path / "in", Silent())
+    (series,) = listing.series
+    assert (listing.n_other, series.n_images, len(series.files), len(series.positions)) == (1, 5, 5, 5)
+    assert path not in series.files
 
 
 def test_corrected_clinical_sheet_is_followed_when_the_import_runs_again(export: Path, tmp_path: Path) -> None:

@@ -135,21 +135,29 @@ def _add(found: dict[tuple[str, str], Series], path: Path, header: Any) -> None:
     study, uid = str(header.get("StudyInstanceUID", "")), str(header.get("SeriesInstanceUID", ""))
     series = found.get((study, uid))
     if series is None:
-        series = found[study, uid] = _described(uid, study, header)
-    series.files.append(path)
+        series = _described(uid, study, header)
+    # All of the header is read before the file is taken up: one that cannot be read must not be half of a series.
     frames = int(header.get("NumberOfFrames", 1) or 1)
-    series.n_images += frames if series.rows else 0
-    if (value := header.get("DiffusionBValue")) is not None:
-        series.b_values.add(float(value))
-    for name, values in (("ImageOrientationPatient", series.orientations), ("ImagePositionPatient", series.positions)):
-        if (vector := header.get(name)) is not None and len(vector):
-            values.add(tuple(round(float(cell), 2) for cell in vector))
-    if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
-        series.burned_in = True
+    b_value = header.get("DiffusionBValue")
+    b_values = set() if b_value is None else {float(b_value)}
+    orientation, position = (
+        {tuple(round(float(cell), 2) for cell in vector)}
+        if (vector := header.get(name)) is not None and vector
+        else set()
+        for name in ("ImageOrientationPatient", "ImagePositionPatient")
+    )
     bits = int(header.get("BitsAllocated", 0) or 0) * int(header.get("SamplesPerPixel", 1) or 1)
     needed = series.rows * series.columns * frames * bits // 8
-    if str(header.file_meta.get("TransferSyntaxUID", "")) in _UNCOMPRESSED and path.stat().st_size < needed:
-        series.n_truncated += 1
+    is_truncated = str(header.file_meta.get("TransferSyntaxUID", "")) in _UNCOMPRESSED and path.stat().st_size < needed
+    found[study, uid] = series
+    series.files.append(path)
+    series.n_images += frames if series.rows else 0
+    series.n_truncated += is_truncated
+    series.b_values |= b_values
+    series.orientations |= orientation
+    series.positions |= position
+    if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
+        series.burned_in = True
 
 
 def _described(uid: str, study: str, header: Any) -> Series:
