@@ -134,12 +134,14 @@ def bootstrap_interval(
     *,
     samples: int,
     generator: np.random.Generator,
+    by_class: bool = True,
     confidence: float = CONFIDENCE,
 ) -> tuple[float, float]:
     """Return the percentile interval of ``statistic(labels, *columns)`` over patients drawn with replacement.
 
-    Positive and negative patients are drawn apart, as many of each as there are: with ten patients of a class a free
-    draw would often hold hardly any.
+    Drawn by class, as many positive and negative patients as there are: right for statistics of the classes apart,
+    such as balanced accuracy. A statistic that depends on the share of positive patients needs free draws, because that
+    share is an estimate too; draws of one class only are left out.
 
     Args:
         labels: (n,), 0 or 1, one entry a patient.
@@ -147,6 +149,7 @@ def bootstrap_interval(
         statistic: Draws for which it returns none are left out, where it does not exist.
         samples: Number of draws.
         generator: Source of the draws.
+        by_class: Draw positive and negative patients apart.
         confidence: In (0, 1).
 
     Raises:
@@ -159,7 +162,13 @@ def bootstrap_interval(
         raise LabelError(f"all {truth.size} labels are of one class: an interval needs patients of both classes")
     values = []
     for _ in range(samples):
-        drawn = np.concatenate([generator.choice(positive, positive.size), generator.choice(negative, negative.size)])
+        if by_class:
+            halves = [generator.choice(positive, positive.size), generator.choice(negative, negative.size)]
+            drawn = np.concatenate(halves)
+        else:
+            drawn = generator.integers(truth.size, size=truth.size)
+            if not 0 < truth[drawn].sum() < truth.size:
+                continue
         value = statistic(truth[drawn], *(array[drawn] for array in arrays))
         if value is not None:
             values.append(value)
@@ -192,7 +201,8 @@ def binary_report(
     Returns:
         ``auc`` (DeLong), ``auc_within_folds``, ``accuracy``, ``sensitivity``, ``specificity`` (Wilson), ``pr_auc``,
         ``balanced_accuracy``, ``kappa``, ``mcc``, ``brier``, ``calibration_slope``, ``calibration_intercept``
-        (bootstrap over patients). Slope and intercept are left out where they do not exist: the classes are separated.
+        (bootstrap over patients, by class where the share of positive ones does not matter). Slope and intercept are
+        left out where they do not exist: the classes are separated.
 
     Raises:
         LabelError: Fewer than two patients of a class, or a probability that is not finite.
@@ -202,15 +212,19 @@ def binary_report(
     n, positive = int(truth.size), int(truth.sum())
     report = {"auc": delong(truth, values)}
 
-    def bootstrapped(value: float, columns: Sequence[ArrayLike], statistic: Callable[..., float | None]) -> Estimate:
-        low, high = bootstrap_interval(truth, columns, statistic, samples=samples, generator=generator)
+    def bootstrapped(
+        value: float, columns: Sequence[ArrayLike], statistic: Callable[..., float | None], *, by_class: bool = False
+    ) -> Estimate:
+        low, high = bootstrap_interval(
+            truth, columns, statistic, samples=samples, generator=generator, by_class=by_class
+        )
         return Estimate(value, min(low, value), max(high, value), f"bootstrap, {samples} draws", n, positive)
 
     if groups is not None:
         within = auc_within(truth, values, groups)
         if within is not None:
             keys = np.asarray([str(group) for group in groups])
-            report["auc_within_folds"] = bootstrapped(within, [values, keys], auc_within)
+            report["auc_within_folds"] = bootstrapped(within, [values, keys], auc_within, by_class=True)
     c = count(truth, called)
     for name, successes, total in (
         ("accuracy", c.true_positive + c.true_negative, n),
@@ -219,7 +233,9 @@ def binary_report(
     ):
         low, high = wilson_interval(successes, total)
         report[name] = Estimate(successes / total, low, high, "Wilson", n, positive)
-    for name, statistic in (("balanced_accuracy", balanced_accuracy), ("kappa", kappa), ("mcc", matthews)):
+    balanced = balanced_accuracy(truth, called)
+    report["balanced_accuracy"] = bootstrapped(balanced, [called], balanced_accuracy, by_class=True)
+    for name, statistic in (("kappa", kappa), ("mcc", matthews)):
         report[name] = bootstrapped(statistic(truth, called), [called], statistic)
     report["pr_auc"] = bootstrapped(average_precision(truth, values), [values], average_precision)
     report["brier"] = bootstrapped(brier(truth, values), [values], brier)

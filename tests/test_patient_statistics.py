@@ -242,6 +242,16 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert 50 <= hits <= 60
 
 
+def test_calibration_in_the_large_is_as_uncertain_as_the_share_of_positives():
+    labels = np.asarray([0, 1] * 40)
+    values = np.where(np.arange(80) % 3, 0.45, 0.55)
+    found = binary_report(labels, values, 0.5, samples=1000, generator=np.random.default_rng(0))[
+        "calibration_intercept"
+    ]
+    # For nearly constant probabilities its standard error is that of the log-odds of a share, 1/√(n·p·(1-p)).
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 / np.sqrt(80 * 0.25), rel=0.15)
+
+
 def test_binary_report_holds_every_figure_with_interval_and_counts():
     generator = np.random.default_rng(5)
     labels = np.array([0, 1] * 20)
