@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from glioma_nas.config import MarkerConfig, load_config
+from glioma_nas.files import read_json, sha256_file, write_json
 from glioma_nas.marker_evaluator import build_evaluator, patient_level
 from glioma_nas.marker_masks import mask_source
-from glioma_nas.pipeline import Pipeline
+from glioma_nas.pipeline import MANIFEST, Pipeline
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Silent
 from glioma_nas.roc_analysis import delong
@@ -41,6 +42,15 @@ def main() -> None:
     config = load_config(arguments.config, ["classify.masks=expert"])
     Pipeline(config, arguments.run_folder, Silent()).run(["preprocess"])
     cohort = PreparedCohort.load(arguments.run_folder / "preprocess")
+    # Finished folds are read back, so the folder must not be of other settings or slices.
+    record = arguments.run_folder / "evidence" / "settings.json"
+    settings = {
+        "classify": config.classify.model_dump(mode="json"),
+        "slices": sha256_file(arguments.run_folder / "preprocess" / MANIFEST),
+    }
+    if record.parent.exists() and (not record.is_file() or read_json(record) != settings):
+        parser.error(f"{record.parent} holds another study; delete it or name another run folder")
+    write_json(record, settings)
     masks = mask_source(config, None)
     found: dict[str, list[float]] = {name: [] for name in RUNS}
     for seed in range(arguments.seeds):
