@@ -154,7 +154,8 @@ function isLocal(headers) {
         return true;
     }
     const match = /^https?:\/\/(.+)$/.exec(headers.origin);
-    return match !== null && names.includes(nameOf(match[1]));
+    // The web UI itself, not what another program, maybe another user's, shows at another port.
+    return match !== null && match[1].toLowerCase() === headers.host.toLowerCase();
 }
 
 function mendOnLoad(host) {
