@@ -174,6 +174,17 @@ def test_file_with_an_unreadable_position_is_no_part_of_its_series(tmp_path: Pat
     assert path not in series.files
 
 
+def test_series_that_lacks_a_slice_is_not_converted(tmp_path: Path) -> None:
+    for number, name in enumerate(("t2", "flair"), start=1):
+        write_series(tmp_path / "in", study="1.2", number=number, n_slices=12, **SERIES[name])
+    sorted((tmp_path / "in").iterdir())[4].unlink()
+    result = import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS)
+    (row,) = rows_of(tmp_path / "out" / "cohort.csv")
+    assert row["flair"] and not row.get("t2") and result.n_converted == 1
+    (told,) = [problem for problem in result.problems if "slices are uneven" in problem]
+    assert "t2: slices are uneven, as where one is missing (1 of 10 gaps are not of 6 mm, such as 12 mm)" in told
+
+
 def test_corrected_clinical_sheet_is_followed_when_the_import_runs_again(export: Path, tmp_path: Path) -> None:
     clinical, out = tmp_path / "labels.csv", tmp_path / "out"
     for idh, age, shown in (("mutant", "93", "90"), ("wildtype", "45", "45")):

@@ -177,8 +177,13 @@ def _convert(
 ) -> tuple[dict[tuple[str, str], str], int]:
     record: dict[str, str] = read_json(out / RECORD) if (out / RECORD).is_file() else {}
     wanted: dict[str, tuple[Entry, str]] = {}
+    failed: dict[tuple[str, str], str] = {}
     for entry in entries:
-        if entry.use:
+        if entry.use and (uneven := entry.series.uneven):
+            failed[entry.case_id, entry.use] = (
+                f"slices are uneven, as where one is missing ({uneven}); export the series again"
+            )
+        elif entry.use:
             files = [[path.name, path.stat().st_size] for path in entry.series.files]
             wanted[f"{entry.case_id}/{entry.use}.nii.gz"] = (entry, sha256_text(f"{entry.key} {files}"))
     for name in set(record) - set(wanted):
@@ -188,11 +193,12 @@ def _convert(
         del record[name]
     todo = [name for name, (_, state) in wanted.items() if record.get(name) != state or not (out / name).is_file()]
     tasks = [ConversionTask(tuple(wanted[name][0].series.files), out / name) for name in todo]
-    failed: dict[tuple[str, str], str] = {}
+    n_converted = 0
     with progress.task("convert series", len(tasks)) as task:
         for index, problem in outcomes(convert_series, tasks, workers=workers):
             entry, state = wanted[todo[index]]
             if problem is None:
+                n_converted += 1
                 record[todo[index]] = state
             else:
                 record.pop(todo[index], None)
@@ -201,7 +207,7 @@ def _convert(
             write_json(out / RECORD, record)
             task.advance()
     write_json(out / RECORD, record)
-    return failed, len(tasks) - len(failed)
+    return failed, n_converted
 
 
 def _copy_masks(out: Path, entries: Sequence[Entry], masks: Mapping[str, Path]) -> tuple[dict[str, str], list[str]]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from glioma_nas.progress import Progress
 
 _TAGS = (
@@ -23,6 +25,7 @@ _TAGS = (
 )  # fmt: skip
 _UNCOMPRESSED = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
 _MAX_TEXT = 64
+_UNEVEN_SHARE, _UNEVEN_MM = 0.1, 0.05  # positions are rounded to hundredths of a millimetre
 
 
 @dataclass
@@ -82,6 +85,23 @@ class Series:
     sex: str = ""
     burned_in: bool = False
     n_truncated: int = 0
+
+    @property
+    def uneven(self) -> str:
+        """How the distances between slices differ, as one line; empty where they do not, or positions are not known.
+
+        Converters close a gap: everything beyond a slice that is missing would move towards it.
+        """
+        if len(self.orientations) != 1 or len(self.positions) < 3:
+            return ""
+        (vectors,) = self.orientations
+        if len(vectors) != 6 or any(len(position) != 3 for position in self.positions):
+            return ""
+        normal = np.cross(vectors[:3], vectors[3:])
+        steps = np.diff(np.sort([float(normal @ np.array(position)) for position in self.positions]))
+        usual = float(np.median(steps))
+        odd = steps[np.abs(steps - usual) > max(_UNEVEN_SHARE * usual, _UNEVEN_MM)]
+        return f"{len(odd)} of {len(steps)} gaps are not of {usual:.4g} mm, such as {odd[0]:.4g} mm" if len(odd) else ""
 
 
 @dataclass(frozen=True)
