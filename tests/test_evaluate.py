@@ -22,13 +22,12 @@ from glioma_nas.files import read_json
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.progress import Silent
 from glioma_nas.roc_analysis import auc
-from glioma_nas.segmentation_metrics import dice_coefficient
 from glioma_nas.testing.phantoms import write_phantom_cohort
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> FrozenRun:
-    return FrozenRun.open(make_finished_run(tmp_path_factory.mktemp("finished")))
+    return FrozenRun.open(make_finished_run(tmp_path_factory.mktemp("finished")), network="teacher")
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +65,12 @@ def test_every_patient_is_scored_with_intervals(validated: Path) -> None:
 
 
 @pytest.mark.slow
-def test_dice_is_that_of_the_written_volumes(validated: Path) -> None:
-    # An outline of v ml against one of t ml overlaps by at most the smaller one.
+def test_tumours_of_strangers_are_found(validated: Path) -> None:
     table = pd.read_csv(validated / "cases.csv")
+    assert table.dice.mean() > 0.3 and table.dice.nunique() > 6
+    # An outline of v ml and one of t ml overlap by at most the smaller one.
     smaller = table[["volume_true_ml", "volume_predicted_ml"]].min(axis=1)
     assert (table.dice <= 2 * smaller / (table.volume_true_ml + table.volume_predicted_ml) + 1e-4).all()
-    assert dice_coefficient(np.ones((2, 2, 2), np.uint8), np.ones((2, 2, 2), np.uint8)) == 1
 
 
 @pytest.mark.slow

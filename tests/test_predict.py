@@ -34,7 +34,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(run_folder: Path) -> FrozenRun:
-    return FrozenRun.open(run_folder)
+    return FrozenRun.open(run_folder, network="teacher")
 
 
 @pytest.fixture
@@ -60,6 +60,7 @@ def test_new_patient_gets_mask_markers_and_page(run: FrozenRun, patient: Path, t
     np.testing.assert_allclose(mask.affine, scan.affine)
     record = read_json(folder / "prediction.json")
     voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+    assert mask.get_fdata().any()
     assert record["segmentation"]["volume_ml"] == pytest.approx(float(mask.get_fdata().sum()) * voxel_ml, abs=1e-3)
     assert record["segmentation"]["n_members"] == 2
     assert [marker["marker"] for marker in record["markers"]] == ["idh", "ki67"]
@@ -83,8 +84,9 @@ def test_prediction_is_that_of_the_run_itself(run: FrozenRun, tmp_path: Path) ->
     record = read_json(tmp_path / "out" / "known" / "prediction.json")
     assert any("which the run was trained on" in warning for warning in record["warnings"])
     members = [
-        np.load(run.folder / "segment" / "masks_prepared" / "student" / f"{case.case_id}.npy", allow_pickle=False)
+        np.load(run.folder / "segment" / "masks_prepared" / "teacher" / f"{case.case_id}.npy", allow_pickle=False)
     ]
+    assert members[0].any()
     ml = float(members[0].sum()) * float(np.prod(case.spacing_mm)) / 1000
     found = record["segmentation"]
     assert found["volume_lowest_ml"] == pytest.approx(ml, abs=1e-2) or found["volume_highest_ml"] == pytest.approx(
@@ -173,7 +175,7 @@ def test_missing_sequence_is_said_before_anything_is_computed(run: FrozenRun, pa
 def test_missing_sequence_is_replaced_where_training_did_so(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
     (patient / "scan_flair.nii.gz").unlink()
     cohort = run.config.cohort.model_copy(update={"missing_sequence": "zero"})
-    lenient = FrozenRun(run.folder, run.config.model_copy(update={"cohort": cohort}), "student")
+    lenient = FrozenRun(run.folder, run.config.model_copy(update={"cohort": cohort}), "teacher")
     predict_all(patient, lenient, tmp_path / "out", patient=NOBODY, force=False, progress=Silent())
     record = read_json(tmp_path / "out" / "new_patient" / "prediction.json")
     assert record["warnings"][0].startswith("flair is missing and was replaced by zeros")
