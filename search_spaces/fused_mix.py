@@ -14,7 +14,7 @@ Reference: Rota Bulò et al., In-Place Activated BatchNorm, CVPR 2018 (recompute
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ def fused_mix(choice: RelaxedLayer, x: Tensor) -> Tensor:
         if index not in chosen:
             continue
         operator = choice[choice.names[index]]
-        if isinstance(operator, ConvUnits):
+        if _computes_its_units_alone(operator):
             features, norm = operator.before_last_norm(x)
             assert isinstance(norm, SwitchableBatchNorm2d)
             summands[operator.enlarges].append((norm.of_width(features.shape[1]), features, weight))
@@ -64,6 +64,24 @@ def fused_mix(choice: RelaxedLayer, x: Tensor) -> Tensor:
         total = total.add_(part)
     mixture: Tensor = add_auxiliary_skip(total, x, current.auxiliary_skip)
     return mixture
+
+
+def _computes_its_units_alone(operator: nn.Module) -> TypeGuard[ConvUnits]:
+    """Tell whether calling an operator is nothing but running its units.
+
+    A plugin may derive from an operator and change ``forward``, and anyone may hang a hook on one; both must be called.
+    """
+    if not isinstance(operator, ConvUnits):
+        return False
+    own = type(operator)
+    changed = own.forward is not ConvUnits.forward or own.before_last_norm is not ConvUnits.before_last_norm
+    hooks = (
+        operator._forward_hooks,
+        operator._forward_pre_hooks,
+        operator._backward_hooks,
+        operator._backward_pre_hooks,
+    )
+    return not changed and not any(hooks)
 
 
 def _sum(summands: Sequence[tuple[nn.BatchNorm2d, Tensor, Tensor]]) -> Tensor:

@@ -9,11 +9,12 @@ import torch
 from supernets import one_hot, random_sample, soft, tiny_supernet
 from torch import Tensor, nn
 
+from glioma_nas import registry
 from glioma_nas.errors import ArchitectureError
 from glioma_nas.relaxation import Relaxation
 from glioma_nas.search_spaces.layout import THESIS_OPERATORS
 from glioma_nas.search_spaces.network_figures import saved_bytes
-from glioma_nas.search_spaces.operators import ConvUnits
+from glioma_nas.search_spaces.operators import Conv3x3, ConvUnits
 from glioma_nas.search_spaces.supernet import SearchCell
 
 IMAGES = torch.randn(4, 2, 32, 32, generator=torch.Generator().manual_seed(3)).double()
@@ -52,6 +53,22 @@ def test_logits_gradients_and_statistics_are_those_of_each_operator_by_itself(
     for name, value in plain.items():
         # Architecture weights are float32.
         torch.testing.assert_close(fused[name], value, rtol=1e-4, atol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_operator_that_changes_forward_is_called_and_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(Conv3x3):
+        """A convolution whose result counts twice."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    registry.operators.register("twice")(Twice)
+    try:
+        results = [train_step(monkeypatch, fused=fused, operators=("conv3x3", "twice")) for fused in (True, False)]
+    finally:
+        registry.operators._entries.pop("twice")
+    for name, value in results[1].items():
+        torch.testing.assert_close(results[0][name], value, rtol=1e-4, atol=1e-7)
 
 
 def test_a_one_hot_pass_with_gradient_reaches_the_operators_that_were_not_chosen(

@@ -189,7 +189,8 @@ def test_latency_darts_with_a_heavy_latency_weight_finds_faster_networks(prepare
         plain = make_space()
         teacher = found_architectures(strategy, plain)["teacher"]
         assert teacher.sample()["width_ends"] == plain.fixed_choices["teacher"]["width_ends"]
-    assert all(latencies[1][branches] < latencies[0][branches] for branches in latencies[0])
+    # Over the branch sets together: without a price, a single one may be fast by chance.
+    assert sum(latencies[1].values()) < 0.8 * sum(latencies[0].values()), latencies
 
 
 def test_search_halves_hold_disjoint_patients_and_no_test_patient(prepared: Path) -> None:
