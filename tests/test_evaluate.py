@@ -152,6 +152,15 @@ def test_part_nobody_belongs_to_is_refused(run: FrozenRun, elsewhere: Path, tmp_
         validate_run(elsewhere, run, tmp_path, recalibrate_on=Part.parse("site = Z"), progress=Silent())
 
 
+def test_probabilities_that_point_the_wrong_way_are_not_turned_round(run: FrozenRun) -> None:
+    from glioma_nas.external_validation.validation import _recalibrated
+
+    fitted = pd.DataFrame({"label": [1, 1, 0, 0], "probability": [0.1, 0.2, 0.8, 0.9], "threshold": 0.5})
+    found = _recalibrated("ki67", fitted, fitted, run, Part("site", "B"))
+    assert found == {"on": "site=B", "not_measured": found["not_measured"]}
+    assert "point the wrong way" in found["not_measured"]
+
+
 def test_recalibration_undoes_a_planted_miscalibration() -> None:
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 1.5, 4000)

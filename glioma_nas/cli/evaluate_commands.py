@@ -26,8 +26,8 @@ def evaluate(
 ) -> None:
     """Validate a run on another cohort: networks, classifiers and thresholds frozen, drift beside the figures.
 
-    Patients of ``--recalibrate-on`` are used to re-calibrate probabilities and are not scored. A scan the run was made
-    with is an error. Interrupted, it continues when run again.
+    Patients of ``--recalibrate-on`` are used to re-calibrate probabilities; their markers are not scored. A scan the
+    run was made with is an error. Interrupted, it continues when run again.
     """
     from glioma_nas.console import print_table
     from glioma_nas.external_validation.validation import PAGE_FILE, Part, measured, validate_run

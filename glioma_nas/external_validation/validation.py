@@ -46,7 +46,7 @@ ROW_FILE = "row.json"
 
 @dataclass(frozen=True)
 class Part:
-    """Patients on whom probabilities may be re-calibrated; they are not scored afterwards.
+    """Patients on whom probabilities may be re-calibrated; their markers are not scored, their outlines are.
 
     Attributes:
         column: Column of the cohort.
@@ -274,6 +274,9 @@ def _recalibrated(name: str, scored: pd.DataFrame, fitted: pd.DataFrame, run: Fr
     if fitted.label.nunique() < 2:
         return {"on": where, "not_measured": f"the {len(fitted)} patients with {where} are not of both classes"}
     slope, intercept = fit_recalibration(fitted.label.to_numpy(), fitted.probability.to_numpy())
+    if slope <= 0:
+        # It would turn the order of the patients round, which is another classifier and no re-calibration.
+        return {"on": where, "not_measured": f"among the patients with {where} the probabilities point the wrong way"}
     moved = {
         column: recalibrate(scored[column].to_numpy(dtype=np.float64), slope, intercept)
         for column in ("probability", "threshold")
