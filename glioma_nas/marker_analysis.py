@@ -92,10 +92,13 @@ class Analysis:
     def statement(self, classifier: str) -> str:
         """Say in one paragraph what was found with one of the classifiers of interest."""
         own = self.reports[classifier]["auc"]
+        within = self.reports[classifier].get("auc_within_folds")
         text = (
             f"out-of-fold AUC {own.value:.3f} (95 % interval {own.low:.3f} to {own.high:.3f}; {own.n} patients, "
-            f"{own.n_positive} positive; permutation p = {self.permutation_p[classifier]:.3f})."
+            f"{own.n_positive} positive, folds pooled; permutation p = {self.permutation_p[classifier]:.3f})."
         )
+        if within is not None:
+            text += f" Within test folds {within.value:.3f} ({within.low:.3f} to {within.high:.3f})."
         return " ".join([text, *(item.sentence() for item in self.versus if item.classifier == classifier)])
 
 

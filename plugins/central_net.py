@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from glioma_nas.errors import ConfigError, StorageError, did_you_mean
 from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
 from glioma_nas.plugins.backbones import backbone_design, pooled
+from glioma_nas.plugins.metadata_head import MetadataHead
 from glioma_nas.registry import classifiers
 from glioma_nas.slice_classifier import WEIGHTS_FILE, SliceAttention, SliceClassifierEvaluator, SliceNetwork
 
@@ -42,7 +43,6 @@ class CentralNet(SliceNetwork):
 
     def __init__(self, preset: str, *, metadata: bool = False, attention: bool = False) -> None:
         super().__init__()
-        self.metadata = metadata
         design = backbone_design(PRESETS[preset])
         channels = {"t1c": 2, "central": 4, "t2f": 2}
         self.stems = nn.ModuleDict({name: design.build_stem(channels[name]) for name in BRANCHES})
@@ -51,7 +51,7 @@ class CentralNet(SliceNetwork):
         self.fusion = nn.Parameter(torch.full((N_STAGES, len(BRANCHES)), 1.0 / len(BRANCHES)))
         features = design.feature_channels
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(features + 2 * (metadata and name == "central"), 1) for name in BRANCHES}
+            {name: MetadataHead(features, metadata=metadata and name == "central") for name in BRANCHES}
         )
         self.attention = SliceAttention(features) if attention else None
 
@@ -70,10 +70,9 @@ class CentralNet(SliceNetwork):
             entering = {**maps, "central": merged}
             maps = {name: getattr(self.stages[name], f"layer{number}")(entering[name]) for name in BRANCHES}
         features = {name: pooled(maps[name]) for name in BRANCHES}
-        outputs = {name: self.heads[name](features[name])[:, 0] for name in ("t1c", "t2f")}
+        outputs = {name: self.heads[name](features[name], metadata) for name in ("t1c", "t2f")}
         central = features["central"]
-        judged = torch.cat([central, metadata], dim=1) if self.metadata else central
-        outputs["final"] = self.heads["central"](judged)[:, 0]
+        outputs["final"] = self.heads["central"](central, metadata)
         if self.attention is not None:
             outputs["attention"] = self.attention(central)
         return outputs

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from glioma_nas.errors import ConfigError
 from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
 from glioma_nas.plugins.backbones import Stages, backbone_design
 from glioma_nas.plugins.fusion import FusedBackbone, check_fusion
+from glioma_nas.plugins.metadata_head import MetadataHead
 from glioma_nas.registry import classifiers
 from glioma_nas.slice_classifier import SliceAttention, SliceClassifierEvaluator, SliceNetwork
 
@@ -42,10 +42,9 @@ class IdhNetwork(SliceNetwork):
         pretrained: Path | None = None,
     ) -> None:
         super().__init__()
-        self.metadata = metadata
         self.backbone = FusedBackbone(sequences, backbone=backbone, mode=mode, fusion=fusion, pretrained=pretrained)
         self.trunks: list[Stages] = [trunk for trunk in self.backbone.stages if isinstance(trunk, Stages)]
-        self.classifier = nn.Linear(self.backbone.feature_channels + 2 * metadata, 1)
+        self.classifier = MetadataHead(self.backbone.feature_channels, metadata=metadata)
         self.attention = SliceAttention(self.backbone.feature_channels) if attention else None
 
     @property
@@ -56,8 +55,7 @@ class IdhNetwork(SliceNetwork):
     def forward(self, image: Tensor, mask: Tensor, metadata: Tensor) -> Mapping[str, Tensor]:
         """Return ``final``, float32 (N,), and ``attention`` if wanted; see `SliceNetwork`."""
         features = self.backbone(image, mask)
-        judged = torch.cat([features, metadata], dim=1) if self.metadata else features
-        outputs = {"final": self.classifier(judged)[:, 0]}
+        outputs = {"final": self.classifier(features, metadata)}
         if self.attention is not None:
             outputs["attention"] = self.attention(features)
         return outputs

@@ -2,7 +2,7 @@
 
 Main stage 1 takes the shallow features T1C : Merge : T2F in the channel ratio 1:2:1, main stage 2 takes the branches'
 and its own stage-1 outputs 1:4:1, stages 3 and 4 take nothing from the branches. Every main stage has a classifier
-(s1 … s4); the final one (cat) sees their four outputs with age and sex.
+(s1 … s4); the final one (cat) sees their four outputs with age and sex, and starts as their mean.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from glioma_nas.errors import ConfigError, did_you_mean
 from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
 from glioma_nas.plugins.backbones import ShallowStem, pooled, residual_stage
+from glioma_nas.plugins.metadata_head import MetadataHead
 from glioma_nas.plugins.split_attention import SplitAttentionBlock
 from glioma_nas.registry import classifiers
 from glioma_nas.slice_classifier import SliceAttention, SliceClassifierEvaluator, SliceNetwork
@@ -84,7 +85,6 @@ class KiNet(SliceNetwork):
         super().__init__()
         self.multi_scale = multi_scale
         self.merge_in = merge_in
-        self.metadata = metadata
         stem, branch, blocks = preset.stem, preset.branch, preset.blocks
         main = (4 * branch[0], *preset.main)
         self.t1c_stem = ShallowStem(2, stem, kernel=preset.stem_kernel)
@@ -97,7 +97,7 @@ class KiNet(SliceNetwork):
         self.t1c_head = nn.Linear(branch[3], 1)
         self.t2f_head = nn.Linear(branch[3], 1)
         self.main_heads = nn.ModuleList(nn.Linear(width, 1) for width in main)
-        self.final_head = nn.Linear(len(main) + 2 * metadata, 1)
+        self.final_head = MetadataHead(len(main), metadata=metadata, start="mean")
         self.attention = SliceAttention(main[-1]) if attention else None
 
     @property
@@ -124,7 +124,7 @@ class KiNet(SliceNetwork):
         for t1c_stage, t2f_stage in zip(list(self.t1c_stages)[1:], list(self.t2f_stages)[1:], strict=True):
             t1c, t2f = t1c_stage(t1c), t2f_stage(t2f)
         judged = [head(pooled(scale)) for head, scale in zip(self.main_heads, scales, strict=True)]
-        final = self.final_head(torch.cat([*judged, metadata] if self.metadata else judged, dim=1))
+        final = self.final_head(torch.cat(judged, dim=1), metadata)
         outputs = {f"s{index}": logit[:, 0] for index, logit in enumerate(judged, start=1)}
         if self.attention is not None:
             outputs["attention"] = self.attention(pooled(scales[-1]))
@@ -132,7 +132,7 @@ class KiNet(SliceNetwork):
             "t1c": self.t1c_head(pooled(t1c))[:, 0],
             "t2f": self.t2f_head(pooled(t2f))[:, 0],
             **outputs,
-            "final": final[:, 0],
+            "final": final,
         }
 
     def loss(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:

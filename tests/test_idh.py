@@ -57,6 +57,8 @@ def test_idh_roi_mode_does_not_see_outside_the_mask():
 def test_idh_network_uses_metadata_only_when_switched_on(used):
     torch.manual_seed(0)
     network = IdhNetwork(2, backbone="small_resnet", mode="IMG", metadata=used).eval()
+    if used:
+        torch.nn.init.ones_(network.classifier.metadata.weight)  # 0 before any training
     image, mask = torch.randn(1, 2, 64, 64), torch.zeros(1, 1, 64, 64)
     young, old = torch.tensor([[0.2, 0.0]]), torch.tensor([[0.8, 1.0]])
     differs = not torch.equal(network(image, mask, young)["final"], network(image, mask, old)["final"])

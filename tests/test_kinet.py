@@ -11,6 +11,7 @@ from glioma_nas.marker_evaluator import build_evaluator, patient_level
 from glioma_nas.marker_study import ClassifierSettings
 from glioma_nas.plugins.kinet import BRANCH_WEIGHTS, PRESETS, SCALE_WEIGHTS, KiNet
 from glioma_nas.roc_analysis import auc
+from glioma_nas.seeding import isolated_torch_rng
 from glioma_nas.testing.classifier_suite import ClassifierSuite, phantom_cases, phantom_folds
 
 OUTPUTS = {"t1c", "t2f", "s1", "s2", "s3", "s4", "final"}
@@ -111,7 +112,7 @@ def test_kinet_runs_every_ablation_with_gradients_everywhere(switches):
     multi_scale, merge_in, metadata = switches
     network = KiNet(PRESETS["small"], multi_scale=multi_scale, merge_in=merge_in, metadata=metadata)
     assert (network.merge_stem is None) is not merge_in
-    assert network.final_head.in_features == 4 + 2 * metadata
+    assert (network.final_head.metadata is not None) is metadata
     network.loss(network(*batch(4, 64)), torch.tensor([0.0, 1.0, 0.0, 1.0])).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
@@ -119,11 +120,23 @@ def test_kinet_runs_every_ablation_with_gradients_everywhere(switches):
 @pytest.mark.parametrize("used", [True, False])
 def test_kinet_uses_metadata_in_the_final_classifier_only(used):
     network = KiNet(PRESETS["small"], metadata=used).eval()
+    if used:
+        torch.nn.init.ones_(network.final_head.metadata.weight)  # 0 before any training
     image, mask, metadata = batch()
     with torch.no_grad():
         before, after = network(image, mask, metadata), network(image, mask, metadata + 1)
     assert (not torch.equal(before["final"], after["final"])) is used
     assert all(torch.equal(before[name], after[name]) for name in OUTPUTS - {"final"})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_final_classifier_of_kinet_starts_as_the_mean_of_the_scales(seed):
+    with isolated_torch_rng(seed, "weights"):
+        network = KiNet(PRESETS["small"]).eval()
+    with torch.no_grad():
+        outputs = network(*batch(4))
+    mean = torch.stack([outputs[name] for name in ("s1", "s2", "s3", "s4")]).mean(dim=0)
+    torch.testing.assert_close(outputs["final"], mean)
 
 
 def test_kinet_refuses_other_than_two_sequences():
