@@ -12,7 +12,7 @@ from torch import Tensor
 from glioma_nas.costs import OperatorSpec
 from glioma_nas.latency_calibration import Calibration
 from glioma_nas.latency_records import LatencyTable
-from glioma_nas.registry import evaluators
+from glioma_nas.registry import evaluators, search_spaces
 
 
 @evaluators.register("latency_table")
@@ -50,7 +50,7 @@ class LatencyTableProfiler(Profiler):
         if calibration is not None:
             found = calibration if isinstance(calibration, Calibration) else Calibration.load(Path(calibration))
             layout = getattr(model_space, "layout", None)
-            found.require_space(found.space, layout.options() if layout is not None else {})
+            found.require_space(_name_of(type(model_space)), layout.options() if layout is not None else {})
             price, self._intercept_ms = found.price(self.table), found.intercept_ms
         whole = {"fixed_parts": True} if hasattr(model_space, "fixed_part_specs") else {}
         self._model = model_space.cost_model(price, **whole)
@@ -67,3 +67,9 @@ class LatencyTableProfiler(Profiler):
         """
         expected: Tensor = self._model.expectation(weights)
         return expected + self._intercept_ms
+
+
+def _name_of(space: type[Any]) -> str:
+    """Return the name that a space is registered under; a class that nobody registered goes by its own."""
+    names = [entry.name for entry in search_spaces.entries() if entry.component is space]
+    return names[0] if names else space.__name__

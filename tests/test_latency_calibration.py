@@ -200,6 +200,14 @@ def test_calibration_of_another_space_is_refused() -> None:
         )
 
 
+def test_calibration_of_a_space_of_another_name_is_refused() -> None:
+    space = NASBraNet("tiny")
+    other = dataclasses.replace(of_space(space), space="other")
+    with pytest.raises(BackendError, match=r"calibration is of another search space \(space 'other'\)"):
+        LatencyTableProfiler(space, whole_table(space), other)
+    LatencyTableProfiler(space, whole_table(space), of_space(space))
+
+
 def test_table_without_heads_is_refused_with_what_to_do() -> None:
     space = NASBraNet("tiny")
     bare = LatencyTable(ENVIRONMENT, {spec: LatencyRecord(1.0, 1.0, 3, 0) for spec in space.operator_specs()})
