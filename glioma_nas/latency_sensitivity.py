@@ -34,8 +34,8 @@ def latency_sensitivities(
 ) -> dict[str, float]:
     """Return Δ of each kind of choice in milliseconds.
 
-    Slowest and fastest choices are found by climbing: an expectation over independent choices is linear in the weights of
-    each of them, so its gradient says what every other value would change. Exact where the choices of a kind do not
+    Slowest and fastest choices are found by climbing: an expectation over independent choices is linear in the weights
+    of each of them, so its gradient says what every other value would change. Exact where the choices of a kind do not
     interact; where they do, as positions of a path, what is found cannot be improved by changing one choice.
 
     Args:
