@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ from glioma_nas.engine_files import EngineLabel, cached_engine, engine_cache_fol
 from glioma_nas.errors import BackendError, did_you_mean
 from glioma_nas.files import write_bytes
 from glioma_nas.latency_backend import Array, Engine, OnnxBackend, check_shapes, check_threads, random_inputs
-from glioma_nas.latency_devices import gpu_clock_mhz
+from glioma_nas.latency_devices import cuda_clock_mhz
 from glioma_nas.latency_records import Shape
 from glioma_nas.registry import latency_backends
 
@@ -39,25 +39,21 @@ class TensorRtEngine(Engine):
 
     def __init__(self, library: Any, engine: Any, logger: Any, input_shapes: Sequence[Shape]) -> None:
         self._library, self._engine, self._logger = library, engine, logger
-        self._context = engine.create_execution_context()
         self._stream = torch.cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}
         inputs = [name for name in names if modes[name] == library.TensorIOMode.INPUT]
         if len(inputs) != len(input_shapes):
             raise BackendError(f"the engine takes {len(inputs)} inputs, {len(input_shapes)} shapes were given")
-        self._inputs: dict[str, torch.Tensor] = {}
-        for name, array in zip(inputs, random_inputs(input_shapes), strict=True):
-            if not self._context.set_input_shape(name, array.shape):
-                raise BackendError(f"the engine refuses shape {array.shape} for '{name}': {logger.last_error()}")
-            self._inputs[name] = torch.from_numpy(array).cuda()
+        arrays = dict(zip(inputs, random_inputs(input_shapes), strict=True))
+        self._inputs = {name: torch.from_numpy(array).cuda() for name, array in arrays.items()}
+        self._context = open_context(engine, self._inputs, logger)
         self._outputs = {
             name: torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=torch.float32, device="cuda")
             for name in names
             if name not in self._inputs
         }
-        for name, tensor in (*self._inputs.items(), *self._outputs.items()):
-            self._context.set_tensor_address(name, tensor.data_ptr())
+        bind(self._context, self._outputs)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Engine.run`."""
@@ -68,14 +64,14 @@ class TensorRtEngine(Engine):
 
     def call(self) -> None:
         """See `Engine.call`."""
-        self._enqueue()
+        self._enqueue(self._context)
         self._stream.synchronize()
 
     def time_ms(self) -> float:
         """Time one call between two CUDA events on the engine's stream."""
         started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         started.record(self._stream)
-        self._enqueue()
+        self._enqueue(self._context)
         ended.record(self._stream)
         self._stream.synchronize()
         return float(started.elapsed_time(ended))
@@ -83,9 +79,11 @@ class TensorRtEngine(Engine):
     def layer_times_ms(self, runs: int) -> dict[str, float]:
         """See `Engine.layer_times_ms`; the times are those that TensorRT gives its IProfiler."""
         recorder = _layer_recorder(self._library)
-        self._context.profiler = recorder
+        context = open_context(self._engine, self._inputs, self._logger, profiler=recorder)
+        bind(context, self._outputs)
         for _ in range(runs + 1):
-            self.call()
+            self._enqueue(context)
+            self._stream.synchronize()
         return {name: median(values[1:]) for name, values in recorder.times.items()}
 
     def inspect(self) -> dict[str, Any]:
@@ -96,9 +94,40 @@ class TensorRtEngine(Engine):
         assert isinstance(found, dict)
         return found
 
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self._stream.cuda_stream):
             raise BackendError(f"the engine stopped: {self._logger.last_error()}")
+
+
+def open_context(engine: Any, inputs: Mapping[str, torch.Tensor], logger: Any, *, profiler: Any = None) -> Any:
+    """Make an execution context of a TensorRT engine and bind its inputs.
+
+    A profiler slows every call down, and a context that had one cannot be relied on to lose it: layer times are taken
+    in a context of their own, so that calls that are timed later run as they did before.
+
+    Args:
+        engine: The deserialised engine.
+        inputs: Name → tensor that the context reads from.
+        logger: What TensorRT told.
+        profiler: An IProfiler; none for a context that is timed as a whole.
+
+    Raises:
+        BackendError: The engine refuses a shape.
+    """
+    context = engine.create_execution_context()
+    if profiler is not None:
+        context.profiler = profiler
+    for name, tensor in inputs.items():
+        if not context.set_input_shape(name, tuple(tensor.shape)):
+            raise BackendError(f"the engine refuses shape {tuple(tensor.shape)} for '{name}': {logger.last_error()}")
+    bind(context, inputs)
+    return context
+
+
+def bind(context: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Tell an execution context where its tensors lie."""
+    for name, tensor in tensors.items():
+        context.set_tensor_address(name, tensor.data_ptr())
 
 
 class TensorRtBackend(OnnxBackend):
@@ -142,7 +171,7 @@ class TensorRtBackend(OnnxBackend):
 
     def clock_mhz(self) -> float | None:
         """See `LatencyBackend.clock_mhz`."""
-        return gpu_clock_mhz()
+        return cuda_clock_mhz()
 
     def load(self, model: bytes, input_shapes: Sequence[Shape], *, threads: int) -> Engine:
         """See `OnnxBackend.load`; the engine is built once for each model, and kept in the cache."""

@@ -16,7 +16,7 @@ from torch import nn
 from glioma_nas import registry
 from glioma_nas.engine_files import EngineLabel, cached_engine, label_path, load_engine, save_engine
 from glioma_nas.errors import BackendError, StorageError
-from glioma_nas.evaluators.tensorrt_backend import TensorRtBackend
+from glioma_nas.evaluators.tensorrt_backend import TensorRtBackend, open_context
 from glioma_nas.latency_backend import LatencyBackend
 from glioma_nas.model_precision import to_float16, to_int8
 from glioma_nas.onnx_export import export_onnx
@@ -192,6 +192,48 @@ def test_layer_times_and_inspector_name_the_operators_of_the_model(rtx: TensorRt
     engine = rtx.open(plan, written, [SHAPE])
     assert any("/0/Conv" in name for name in engine.layer_times_ms(3))
     assert engine.inspect()["Layers"]
+
+
+class Context:
+    """What `open_context` and `bind` use of TensorRT's execution context; there is none without a GPU."""
+
+    def __init__(self, *, largest: int) -> None:
+        self.profiler: object = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.largest = largest
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return shape[0] <= self.largest
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+
+class Contexts:
+    def __init__(self) -> None:
+        self.made: list[Context] = []
+
+    def create_execution_context(self) -> Context:
+        self.made.append(Context(largest=1))
+        return self.made[-1]
+
+
+class Silence:
+    def last_error(self) -> str:
+        return "the profile allows 1"
+
+
+def test_profiler_has_a_context_of_its_own() -> None:
+    engine, inputs, recorder = Contexts(), {"image": torch.zeros(SHAPE)}, object()
+    timed = open_context(engine, inputs, Silence())
+    profiled = open_context(engine, inputs, Silence(), profiler=recorder)
+    assert engine.made == [timed, profiled]
+    assert (timed.profiler, profiled.profiler) == (None, recorder)
+    assert timed.addresses == profiled.addresses == {"image": inputs["image"].data_ptr()}
+    with pytest.raises(BackendError, match=r"refuses shape \(2, 2, 16, 16\) for 'image': the profile allows 1"):
+        open_context(engine, {"image": torch.zeros((2, *SHAPE[1:]))}, Silence())
 
 
 def test_precision_is_made_in_the_model_itself(model: bytes) -> None:
