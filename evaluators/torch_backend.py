@@ -6,13 +6,14 @@ import copy
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from glioma_nas.errors import BackendError
 from glioma_nas.latency_backend import Array, Engine, LatencyBackend, check_shapes, check_threads, random_inputs
-from glioma_nas.latency_devices import gpu_clock_mhz
+from glioma_nas.latency_devices import cuda_clock_mhz
 from glioma_nas.latency_records import Shape
 from glioma_nas.registry import latency_backends
 
@@ -28,6 +29,20 @@ def _threads(count: int) -> Iterator[None]:
     finally:
         if before != count:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Let convolutions and matrix products on a GPU round float32 inputs to TF32's 10 bits inside the block, or not.
+
+    PyTorch allows it for convolutions unless it is told otherwise: its times are no float32 times then.
+    """
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class TorchEngine(Engine):
@@ -58,26 +73,27 @@ class TorchEngine(Engine):
 class CudaEngine(Engine):
     """A module on a CUDA device, timed by events on its own stream: the host's time is not part of it."""
 
-    def __init__(self, module: nn.Module, input_shapes: Sequence[Shape]) -> None:
+    def __init__(self, module: nn.Module, input_shapes: Sequence[Shape], *, tf32: bool) -> None:
         self._module = module
         self._inputs = [torch.from_numpy(array).cuda() for array in random_inputs(input_shapes)]
+        self._tf32 = tf32
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Engine.run`."""
-        with torch.inference_mode():
+        with tf32_allowed(self._tf32), torch.inference_mode():
             outputs = self._module(*(torch.from_numpy(array).cuda() for array in inputs))
         return [item.cpu().numpy() for item in ([outputs] if isinstance(outputs, Tensor) else outputs)]
 
     def call(self) -> None:
         """See `Engine.call`."""
-        with torch.inference_mode():
+        with tf32_allowed(self._tf32), torch.inference_mode():
             self._module(*self._inputs)
         torch.cuda.synchronize()
 
     def time_ms(self) -> float:
         """Time one call between two CUDA events."""
         started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.inference_mode():
+        with tf32_allowed(self._tf32), torch.inference_mode():
             started.record()
             self._module(*self._inputs)
             ended.record()
@@ -130,9 +146,10 @@ class CompiledTorchBackend(TorchBackend):
 
 @latency_backends.register("torch_cuda")
 class CudaTorchBackend(TorchBackend):
-    """PyTorch in eager mode on the first CUDA device, float32, timed by CUDA events."""
+    """PyTorch in eager mode on the first CUDA device, float32 or TF32, timed by CUDA events."""
 
     name = "torch_cuda"
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "tf32")
 
     @classmethod
     def available(cls) -> str | None:
@@ -147,20 +164,20 @@ class CudaTorchBackend(TorchBackend):
 
     def clock_mhz(self) -> float | None:
         """See `LatencyBackend.clock_mhz`."""
-        return gpu_clock_mhz()
+        return cuda_clock_mhz()
 
     def _engine(self, module: nn.Module, input_shapes: Sequence[Shape], threads: int) -> Engine:
-        return CudaEngine(module.cuda(), input_shapes)
+        return CudaEngine(module.cuda(), input_shapes, tf32=self.precision == "tf32")
 
 
 @latency_backends.register("torch_cuda_compiled")
 class CompiledCudaTorchBackend(CudaTorchBackend):
-    """PyTorch compiled by Inductor on the first CUDA device, float32, timed by CUDA events."""
+    """PyTorch compiled by Inductor on the first CUDA device, float32 or TF32, timed by CUDA events."""
 
     name = "torch_cuda_compiled"
 
     def _engine(self, module: nn.Module, input_shapes: Sequence[Shape], threads: int) -> Engine:
-        return CudaEngine(_compiled(module.cuda()), input_shapes)
+        return CudaEngine(_compiled(module.cuda()), input_shapes, tf32=self.precision == "tf32")
 
 
 def _compiled(module: nn.Module) -> nn.Module:

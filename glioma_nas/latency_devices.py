@@ -68,13 +68,19 @@ def run_queue_wait_ms() -> float | None:
     return waited / 1e6
 
 
-def gpu_clock_mhz(index: int = 0) -> float | None:
-    """Return the clock of a GPU's multiprocessors at this moment, in MHz; none where ``nvidia-smi`` does not say."""
+def gpu_clock_mhz(uuid: str) -> float | None:
+    """Return the clock of a GPU's multiprocessors at this moment, in MHz; none where ``nvidia-smi`` does not say.
+
+    Args:
+        uuid: The GPU's own identifier, with or without ``GPU-`` before it. Numbers would not do: CUDA counts the
+            devices of ``CUDA_VISIBLE_DEVICES``, the fastest first, ``nvidia-smi`` all of them as they are plugged in.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
+    identifier = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
     answer = subprocess.run(
-        [program, f"--id={index}", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits"],
+        [program, f"--id={identifier}", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits"],
         capture_output=True,
         text=True,
         check=False,
@@ -83,3 +89,10 @@ def gpu_clock_mhz(index: int = 0) -> float | None:
         return float(answer.stdout.strip())
     except ValueError:
         return None
+
+
+def cuda_clock_mhz() -> float | None:
+    """Return the clock of PyTorch's first CUDA device; see `gpu_clock_mhz`."""
+    import torch
+
+    return gpu_clock_mhz(str(torch.cuda.get_device_properties(0).uuid))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 
 from glioma_nas import registry
 from glioma_nas.errors import BackendError, UnknownNameError
+from glioma_nas.evaluators.torch_backend import tf32_allowed
 from glioma_nas.latency_backend import (
     Array,
     Engine,
@@ -26,7 +28,7 @@ from glioma_nas.latency_backend import (
     open_onnx_backend,
     random_inputs,
 )
-from glioma_nas.latency_devices import run_queue_wait_ms
+from glioma_nas.latency_devices import gpu_clock_mhz, run_queue_wait_ms
 from glioma_nas.latency_records import Shape
 from glioma_nas.latency_timing import Times, median_interval, ratio, summarise, time_engines, time_until_stable
 from glioma_nas.model_precision import to_float16, to_int8
@@ -343,3 +345,40 @@ def test_shapes_for_another_number_of_inputs_are_refused(name: str) -> None:
     model = export_onnx(nn.Identity(), [(1, 1)], opset=17)
     with pytest.raises(BackendError, match=r"takes 1 inputs, 2 shapes were given"):
         open_onnx_backend(name).load(model, [(1, 1), (1, 1)], threads=1)
+
+
+def test_float32_on_a_gpu_is_not_rounded_to_tf32_unless_that_is_asked_for() -> None:
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = flags()
+    for allowed in (False, True):
+        with tf32_allowed(allowed):
+            assert flags() == (allowed, allowed)
+        assert flags() == before
+    for name in ("torch_cuda", "torch_cuda_compiled"):
+        assert registry.latency_backends.get(name).precisions == ("float32", "tf32")
+
+
+@pytest.mark.gpu
+def test_tf32_and_float32_on_a_gpu_differ() -> None:
+    if (reason := registry.latency_backends.get("torch_cuda").available()) is not None:
+        pytest.skip(reason)
+    network, shape = nn.Conv2d(64, 64, 3), (1, 64, 32, 32)
+    (image,) = random_inputs([shape])
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(image)).numpy()
+    exact, rounded = (
+        np.abs(open_backend("torch_cuda", name).prepare(network, [shape], threads=1).run([image])[0] - expected).max()
+        for name in ("float32", "tf32")
+    )
+    assert exact < 1e-5 < rounded
+
+
+def test_gpu_clock_is_asked_for_by_the_identifier_of_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\n[ "$1" = --id=GPU-abc ] && echo 1980 || echo "No devices were found"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert gpu_clock_mhz("abc") == gpu_clock_mhz("GPU-abc") == 1980.0
+    assert gpu_clock_mhz("0") is None
