@@ -161,6 +161,8 @@ class SlicedConv2d(SilentSuperNetModule, nn.Conv2d):
                 f"a super-kernel of {self.out_channels}x{self.in_channels} channels cannot be sliced to "
                 f"{out_channels}x{in_channels} in {groups} group(s)"
             )
+        if (out_channels, in_channels // groups) == tuple(self.weight.shape[:2]):
+            return self.weight, self.bias  # the gradient of a slice would be written into zeros of the same size first
         return (
             self._first_of_each_group(self.weight, out_channels, groups)[:, : in_channels // groups],
             None if self.bias is None else self._first_of_each_group(self.bias, out_channels, groups),
