@@ -130,6 +130,7 @@ class SegmentationEvaluator(Lightning):
         checkpoint: Which weights `evaluate` leaves in the network: those of the ``last`` epoch, or the ``best`` by
             validation Dice.
         precision: See `glioma_nas.training.make_trainer`.
+        compiled: See `SegmentationModule`.
         tensorboard: See `glioma_nas.training.make_trainer`.
     """
 
@@ -166,6 +167,7 @@ class SegmentationEvaluator(Lightning):
         validation_fraction: float = 0.0,
         checkpoint: str = "last",
         precision: str = "32-true",
+        compiled: bool | str = False,
         tensorboard: bool = False,
     ) -> None:
         if checkpoint not in CHECKPOINTS:
@@ -225,6 +227,7 @@ class SegmentationEvaluator(Lightning):
             kd_norm=kd_norm,
             ema_decay=ema_decay,
             validation=self.scoring_loader if split == "train" else None,
+            compiled=compiled,
         )
         self._checkpoint = checkpoint if split == "train" else None
         self.kept: dict[str, Any] = {}

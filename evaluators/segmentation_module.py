@@ -11,6 +11,7 @@ from nni.nas.evaluator.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from glioma_nas.compilation import compile_for_training
 from glioma_nas.distributed_training import world_size
 from glioma_nas.errors import ConfigError
 from glioma_nas.losses import distillation_loss, main_logits, segmentation_loss
@@ -42,6 +43,8 @@ class SegmentationModule(LightningModule):
         ema_decay: Decay of an exponential moving average of the weights, taken after every step; what is kept is then
             the average. 0 for none. Polyak & Juditsky, SIAM J. Control Optim. 30, 1992.
         validation: Batches of patients that do not train, scored after every epoch; none for no validation.
+        compiled: Whether torch.compile takes the network over, or the name of the backend that it does so with; see
+            `compile_for_training`.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class SegmentationModule(LightningModule):
         kd_norm: str = "pixel",
         ema_decay: float = 0.0,
         validation: Iterable[Mapping[str, Any]] | None = None,
+        compiled: bool | str = False,
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
@@ -78,6 +82,7 @@ class SegmentationModule(LightningModule):
         self._ema_decay = ema_decay
         self._average: tuple[AveragedModel, ...] = ()
         self._validation = validation
+        self._compiled = compiled
         self._validation_dice: dict[int, float] = {}
         self._best: dict[str, Tensor] | None = None
         # In a tuple, so that the teacher's weights do not become part of this module's checkpoints.
@@ -110,13 +115,15 @@ class SegmentationModule(LightningModule):
             optimizer.zero_grad(set_to_none=True)  # without gradients, SGD touches neither weights nor momentum
 
     def setup(self, stage: str) -> None:
-        """Make the average of the weights, before a checkpoint may fill it; called by Lightning."""
+        """Make the average of the weights, before a checkpoint may fill it, and compile; called by Lightning."""
         if self._ema_decay > 0 and not self._average:
             average = AveragedModel(
                 self.model, multi_avg_fn=get_ema_multi_avg_fn(self._ema_decay), use_buffers=True
             ).requires_grad_(False)
             # In a tuple, for it is saved by hand and has no optimiser.
             self._average = (average,)
+        if self._compiled and stage == "fit":
+            compile_for_training(self.model, "inductor" if self._compiled is True else self._compiled)
 
     def on_fit_start(self) -> None:
         """See Lightning."""

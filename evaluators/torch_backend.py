@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
@@ -11,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from glioma_nas.compilation import why_not
 from glioma_nas.errors import BackendError
 from glioma_nas.latency_backend import Array, Engine, LatencyBackend, check_shapes, check_threads, random_inputs
 from glioma_nas.latency_devices import cuda_clock_mhz
@@ -136,9 +136,7 @@ class CompiledTorchBackend(TorchBackend):
     @classmethod
     def available(cls) -> str | None:
         """See `LatencyBackend.available`; Inductor needs a C++ compiler."""
-        if shutil.which("g++") or shutil.which("clang++"):
-            return None
-        return "no C++ compiler for torch.compile; install g++ (it is not one of the packages of pip install)"
+        return why_not()
 
     def _engine(self, module: nn.Module, input_shapes: Sequence[Shape], threads: int) -> Engine:
         return TorchEngine(_compiled(module), input_shapes, threads)

@@ -1,4 +1,4 @@
-"""Price what is not searched cell by cell: the stem, and the head that belongs to a set of branches.
+"""What is not searched cell by cell: the stem, and the head that belongs to a set of branches.
 
 They are part of a network's latency, and a set of branches is a choice: heads of the thesis space differ by a sixth of
 a network's time. Each is measured whole, like an operator; its name and sizes hold everything that decides its time.
@@ -16,6 +16,7 @@ from glioma_nas.costs import OperatorSpec
 from glioma_nas.search_spaces.heads import FusionHead, Stem
 from glioma_nas.search_spaces.layout import Layout
 from glioma_nas.search_spaces.plan import NetworkPlan
+from glioma_nas.search_spaces.supernet import PerArchitecture
 
 
 def stem_spec(layout: Layout, end_width: int) -> OperatorSpec:
@@ -32,9 +33,13 @@ def head_spec(layout: Layout, branch_set: str, end_width: int) -> OperatorSpec:
 
 
 class FixedParts:
-    """What a search space of this layout answers when its stem and heads are to be measured."""
+    """What a search space of this layout answers when its stem and heads are to be measured or compiled."""
 
     layout: Layout
+    network: nn.Module | None
+    stem: Any
+    heads: Any
+    auxiliary: Any
 
     def plan(self, sample: Mapping[str, Any]) -> NetworkPlan:
         """Read a sample; the space does it."""
@@ -76,3 +81,13 @@ class FixedParts:
                 if spec == head_spec(self.layout, name, end):
                     return [(1, end * s, self.layout.size_px(s), self.layout.size_px(s)) for s in scales]
         return [(1, spec.in_channels, spec.height, spec.width)]
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Return what keeps its shapes from pass to pass: stems and heads of our supernet, a derived network whole.
+
+        A cell's widths are drawn anew for every pass, and torch.compile would make a version for each pair of them.
+        """
+        if self.network is not None:
+            return [self.network]
+        parts = (self.stem, self.heads, self.auxiliary)
+        return [copy for part in parts if isinstance(part, PerArchitecture) for copy in part.copies.values()]

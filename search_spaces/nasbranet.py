@@ -121,7 +121,7 @@ class NASBraNet(FixedParts, ModelSpace):
         )
         self._skips = frozenset(name for name in self.layout.operators if is_skip(name))
         self._active: ActiveWidths | None = None
-        self.network: nn.Module | None = None
+        self.network = None
         sample = current_model()
         if sample is not None:
             # NNI re-creates a space inside a model context to get one of its models.
@@ -130,12 +130,12 @@ class NASBraNet(FixedParts, ModelSpace):
         self._mutables_by_label = {label: self._mutable(label) for label in self.layout.choices}
         ends = self._width(None)
         # Any: once the space is a supernet, these are what the hooks made of them.
-        self.stem: Any = self._make_stem(ends)
+        self.stem = self._make_stem(ends)
         self.cells: Any = nn.ModuleDict(
             {cell.name: SearchCell(self.layout, cell, self._width) for cell in self.layout.cells}
         )
-        self.heads: Any = LayerChoice(self._make_heads(ends), label=BRANCHES_LABEL)
-        self.auxiliary: Any = self._make_auxiliary(ends)
+        self.heads = LayerChoice(self._make_heads(ends), label=BRANCHES_LABEL)
+        self.auxiliary = self._make_auxiliary(ends)
 
     # What NNI asks for ----------------------------------------------------------------------------------------------
 

@@ -25,6 +25,9 @@ class SearchConfig(Section):
     precision: Literal["32-true", "bf16-mixed"] = Field(
         "32-true", description="mixed precision; 16-mixed would need scaled losses, which alternating steps do not have"
     )
+    compile: bool = Field(
+        False, description="let torch.compile take over the supernet's stems and heads; cells change their shapes"
+    )
     latency_weight: float = Field(0.01, ge=0, description="λ of eq. 4-11, per millisecond; acts on the student only")
     latency_calibration: Path | None = Field(
         None, description="calibration.json of `latency calibrate`; none: the bare sum over the latency table"
@@ -56,6 +59,7 @@ class TrainConfig(Section):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         "32-true", description="mixed precision; 16-mixed needs a GPU"
     )
+    compile: bool = Field(False, description="let torch.compile take over each network; compiling takes minutes")
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of each fold's training patients that validates instead of training"
     )

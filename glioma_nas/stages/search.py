@@ -57,6 +57,7 @@ def run(context: StageContext) -> dict[str, Any]:
         seed=seed,
         device=config.device,
         precision=search.precision,
+        compiled=search.compile,
         progress=context.progress,
         label=f"search ({search.strategy})",
         tensorboard=search.tensorboard,

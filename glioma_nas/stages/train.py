@@ -128,6 +128,7 @@ def train_network(context: StageContext, fold: int, name: str, folder: Path) -> 
         kd_norm=train.kd_norm,
         ema_decay=train.ema_decay,
         precision=train.precision,
+        compiled=train.compile,
         validation_fraction=train.validation_fraction,
         checkpoint=train.checkpoint,
         tensorboard=train.tensorboard,
