@@ -36,7 +36,8 @@ def compile_for_training(network: nn.Module, backend: str = "inductor") -> list[
     reason = why_not() if backend == "inductor" else None
     if reason is not None:
         raise ConfigError(f"compile: true cannot be used here: {reason}; or set compile: false")
-    parts = network.parts_to_compile() if hasattr(network, "parts_to_compile") else [network]
+    named = getattr(network, "parts_to_compile", None)
+    parts: list[nn.Module] = [network] if named is None else list(named())
     if not parts:
         raise ConfigError(
             f"compile: true: {type(network).__name__} has no part whose shapes stay the same with this strategy; set "
@@ -47,7 +48,7 @@ def compile_for_training(network: nn.Module, backend: str = "inductor") -> list[
     torch.compiler.reset()
     for part in parts:
         part.compile(fullgraph=True, backend=backend)
-    return list(parts)
+    return parts
 
 
 def why_not() -> str | None:
