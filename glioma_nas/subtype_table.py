@@ -132,6 +132,35 @@ def subtype_rows(
     return table, summary
 
 
+def subtype_of(config: SubtypeConfig, probabilities: Mapping[str, float], cells: Mapping[str, str]) -> dict[str, Any]:
+    """Integrate the markers of one new patient.
+
+    Args:
+        config: Rules, tau, and where each of the rules' markers comes from.
+        probabilities: Marker of the configuration → probability of its positive class; markers that were not predicted
+            are left out and unknown to the rules.
+        cells: The patient's columns, for markers measured in tissue.
+
+    Returns:
+        The rules' own fields (call, grade, reason, probabilities, next_test, disclaimer …), ``text``, which says it in
+        words, and ``measured`` and ``predicted``: what it was made of.
+
+    Raises:
+        LabelError: A measured column holds neither of the values named.
+    """
+    rules = registry.subtypes.get(config.rules)(tau=config.tau)
+    measured = {
+        name: state
+        for name, column in config.measured.items()
+        if (state := _state(column.column, column.altered, column.wildtype, cells)) != "unknown"
+    }
+    predicted = {
+        name: round(probabilities[marker], 4) for name, marker in config.predicted.items() if marker in probabilities
+    }
+    found = rules.integrate(measured, predicted)
+    return {**found.as_json(), "text": found.text(), "measured": measured, "predicted": predicted}
+
+
 def _cell(cells: Mapping[str, str], column: str) -> str:
     value = str(cells.get(column, "")).strip().lower()
     return "" if value in UNKNOWN_VALUES else value

@@ -36,6 +36,7 @@ CONFIG: dict[str, Any] = {
         "bootstrap_samples": 100,
         "permutation_samples": 100,
         "grad_cam_cases": 0,
+        "subtype": {"predicted": {"idh": "idh"}},
         "markers": {
             "idh": {"column": "idh", "positive": "mutant", "classifier": "idh"},
             "ki67": {"column": "ki67", "threshold": 10, "classifier": "age_sex"},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,9 +22,12 @@ from glioma_nas.files import read_json
 from glioma_nas.new_patients.batch import _serve, predict_all
 from glioma_nas.new_patients.case_inputs import find_cases
 from glioma_nas.new_patients.frozen_run import FrozenRun
-from glioma_nas.new_patients.prediction import decide, other_masks, prediction_key
+from glioma_nas.new_patients.input_checks import problems_of_input, require_servable
+from glioma_nas.new_patients.marker_prediction import COPIES, decide
+from glioma_nas.new_patients.prediction import other_masks, prediction_key
 from glioma_nas.progress import Silent
 from glioma_nas.testing.phantoms import write_phantom_cohort
+from glioma_nas.uncertainty import UncertainPrediction
 
 NOBODY = {"case_id": None, "age": None, "sex": None}
 
@@ -66,7 +71,12 @@ def test_new_patient_gets_mask_markers_and_page(run: FrozenRun, patient: Path, t
     assert [marker["marker"] for marker in record["markers"]] == ["idh", "ki67"]
     for marker in record["markers"]:
         assert 0 <= marker["lowest"] <= marker["probability"] <= marker["highest"] <= 1
+        assert marker["n_members"] == 2 * (1 + COPIES)
+        assert (marker["call"] == "none") == bool(marker["reason"])
+    assert record["subtype"]["call"] or record["subtype"]["reason"]
+    assert record["subtype"]["predicted"]["idh"] == pytest.approx(record["markers"][0]["probability"], abs=1e-3)
     page = (folder / "report.html").read_text()
+    assert "tissue required" in page and record["quality_flags"][0] in page
     assert "needs tissue" in page and "sex is unknown" in page.lower() and "age is unknown" not in page.lower()
     assert "data:image/png" in page and "http://" not in page
 
@@ -83,15 +93,12 @@ def test_prediction_is_that_of_the_run_itself(run: FrozenRun, tmp_path: Path) ->
     assert outcome.problem == ""
     record = read_json(tmp_path / "out" / "known" / "prediction.json")
     assert any("which the run was trained on" in warning for warning in record["warnings"])
-    members = [
-        np.load(run.folder / "segment" / "masks_prepared" / "teacher" / f"{case.case_id}.npy", allow_pickle=False)
-    ]
-    assert members[0].any()
-    ml = float(members[0].sum()) * float(np.prod(case.spacing_mm)) / 1000
+    # The volumes of the single networks are on the scan's own grid, as the mask of the segment stage is.
+    member = nib.load(run.folder / "segment" / "masks" / "teacher" / f"{case.case_id}.nii.gz").get_fdata()
+    assert member.any()
     found = record["segmentation"]
-    assert found["volume_lowest_ml"] == pytest.approx(ml, abs=1e-2) or found["volume_highest_ml"] == pytest.approx(
-        ml, abs=1e-2
-    )
+    ends = (found["volume_lowest_ml"], found["volume_highest_ml"])
+    assert any(end == pytest.approx(float(member.sum()) * case.native_voxel_ml, abs=2e-3) for end in ends)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +194,48 @@ def test_four_dimensional_scan_is_refused_by_name(run: FrozenRun, patient: Path,
     assert outcome.state == "failed" and "flair" in outcome.problem and "dimension" in outcome.problem
 
 
+@pytest.mark.parametrize(
+    ("voxels", "zoom_mm", "message"),
+    [
+        (lambda scan: np.where(scan == 0, -1000, scan * 40), None, "look like Hounsfield units of a CT"),
+        (lambda scan: (scan > 1).astype(np.float32), None, "holds only 2 different values, as a label map does"),
+        (lambda scan: scan[:, :, :3], None, "has 3 axial slices; at least 5 are needed"),
+        (lambda scan: scan, 0.9, r"slices of t1ce are 0.9 mm apart, while the run learnt from slices .* --any-spacing"),
+    ],
+)
+def test_scan_the_run_cannot_serve_is_refused_before_anything_is_computed(
+    run: FrozenRun, patient: Path, tmp_path: Path, voxels: Any, zoom_mm: float | None, message: str
+) -> None:
+    for name in ("t1ce", "flair"):
+        path = patient / f"scan_{name}.nii.gz"
+        scan = nib.load(path)
+        affine = scan.affine.copy()
+        if zoom_mm is not None:
+            affine[:3, 2] *= zoom_mm / np.linalg.norm(affine[:3, 2])
+        nib.save(nib.Nifti1Image(np.float32(voxels(scan.get_fdata(dtype=np.float32))), affine), path)
+    (outcome,) = predict_all(patient, run, tmp_path / "out", patient=NOBODY, force=False, progress=Silent()).outcomes
+    assert outcome.state == "failed" and re.search(message, outcome.problem), outcome.problem
+    assert not (tmp_path / "out" / "new_patient").exists()
+
+
+def test_other_slice_distance_is_served_when_allowed_and_said(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    ((case,), _) = find_cases(patient, run, tmp_path / "out", Silent())
+    for path in case.images.values():
+        scan = nib.load(path)
+        nib.save(nib.Nifti1Image(scan.get_fdata(dtype=np.float32), scan.affine @ np.diag([1, 1, 0.2, 1])), path)
+    with pytest.raises(CohortError, match="does not resample"):
+        require_servable(case, run)
+    require_servable(case, run, any_spacing=True)
+    assert any("does not resample" in problem for problem in problems_of_input(case, run))
+
+
+def test_sidecar_of_another_modality_is_refused(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    (patient / "scan_flair.json").write_text('{"Modality": "CT"}')
+    ((case,), _) = find_cases(patient, run, tmp_path / "out", Silent())
+    with pytest.raises(CohortError, match=r"scan_flair\.nii\.gz as flair: its sidecar says modality CT"):
+        require_servable(case, run)
+
+
 def test_two_files_of_one_sequence_are_not_guessed_between(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
     shutil.copyfile(patient / "scan_flair.nii.gz", patient / "other_t2_flair.nii.gz")
     with pytest.raises(CohortError, match="both look like flair; leave one of them"):
@@ -258,18 +307,18 @@ def test_hostile_case_id_shows_as_text(run: FrozenRun, patient: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("members", "call"),
+    ("probability", "abstains", "call", "reason"),
     [
-        ([0.9, 0.8, 0.7], "positive"),
-        ([0.1, 0.2, 0.4], "negative"),
-        ([0.9, 0.8, 0.2], "none"),
-        ([0.52, 0.52, 0.5], "none"),
+        (0.8, False, "positive", ""),
+        (0.2, False, "negative", ""),
+        (0.8, True, "none", "classifiers disagree"),
+        (0.52, False, "none", "within 0.05 of the threshold"),
     ],
 )
-def test_call_needs_agreement_and_distance(members: list[float], call: str) -> None:
-    found, reason = decide(np.array(members), np.full(3, 0.5), margin=0.05)
-    assert found == call
-    assert bool(reason) == (call == "none")
+def test_call_needs_agreement_and_distance(probability: float, abstains: bool, call: str, reason: str) -> None:
+    found = UncertainPrediction("a", probability, 0.1, 0.9, 0.1, 0.5, 15, abstains)
+    said = decide(found, margin=0.05)
+    assert said[0] == call and reason in said[1] and bool(said[1]) == bool(reason)
 
 
 def test_json_output_names_every_marker(run_folder: Path, patient: Path, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ def predict(
         str | None, typer.Option("--case-id", help="name of the result's folder; for one patient", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="predict again even what is done")] = False,
+    any_spacing: Annotated[
+        bool, typer.Option("--any-spacing", help="serve slices far thinner or thicker than the run's too")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Outline the tumour of new patients and predict their markers; one bad case does not stop the rest.
@@ -46,7 +49,9 @@ def predict(
     patient: dict[str, Any] = {"case_id": case_id, "age": age, "sex": _sex(sex)}
     opened = FrozenRun.open(run, network=network)
     with shown_progress() as progress:
-        served = predict_all(source, opened, folder, patient=patient, force=force, progress=progress)
+        served = predict_all(
+            source, opened, folder, patient=patient, force=force, progress=progress, any_spacing=any_spacing
+        )
     rows = [[item.case_id, item.state, *item.cells()] for item in served.outcomes]
     markers = list(opened.markers)
     print_table("Predictions", ["case", "state", "volume_ml", *markers, "detail"], rows, as_json=as_json)

@@ -21,14 +21,11 @@ from glioma_nas.external_validation.drift import drift_rows
 from glioma_nas.external_validation.validation_page import render_validation
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.markers import encode_labels
-from glioma_nas.new_patients.case_inputs import find_cases, require_servable
+from glioma_nas.new_patients.case_inputs import find_cases
 from glioma_nas.new_patients.frozen_run import FrozenRun
-from glioma_nas.new_patients.prediction import (
-    ensemble_probabilities,
-    known_case,
-    predict_marker,
-    prediction_key,
-)
+from glioma_nas.new_patients.input_checks import require_servable
+from glioma_nas.new_patients.marker_prediction import predict_marker
+from glioma_nas.new_patients.prediction import ensemble_probabilities, known_case, prediction_key
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.progress import Progress
 from glioma_nas.report.intervals import estimate, mean
@@ -160,7 +157,7 @@ def _row(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
     }
     if (folder / ROW_FILE).is_file() and (known := read_json(folder / ROW_FILE))["key"] == key:
         return {**known["row"], **who}
-    require_servable(case, run)
+    require_servable(case, run, any_spacing=True)  # how spacing differs is a finding, see the drift table
     if not is_prepared(case, folder, run.recipe):
         prepare_case(case, folder, run.recipe)
     prepared = PreparedCase.load(folder)

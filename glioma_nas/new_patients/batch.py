@@ -13,12 +13,16 @@ import pandas as pd
 from glioma_nas.cohort import Case
 from glioma_nas.errors import CohortError, GliomaNasError
 from glioma_nas.files import read_json, write_text
-from glioma_nas.new_patients.case_inputs import find_cases, require_servable, with_patient
+from glioma_nas.new_patients.case_inputs import find_cases, with_patient
 from glioma_nas.new_patients.frozen_run import FrozenRun
+from glioma_nas.new_patients.input_checks import require_sequences
 from glioma_nas.new_patients.prediction import MASK_FILE, PAGE_FILE, PREDICTION_FILE, is_predicted, predict_case
 from glioma_nas.progress import Progress
 
 TABLE_FILE = "predictions.csv"
+
+# Libraries raise what they like over a strange scan; that is the case's fault and must not cost the others.
+LIBRARY_ERRORS = (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError)
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +51,8 @@ class Outcome:
             return [None, *([None] * len(self.markers)), self.problem]
         found = {marker["marker"]: marker["probability"] for marker in self.record["markers"]}
         shown = [None if found.get(name) is None else round(found[name], 3) for name in self.markers]
-        return [self.record["segmentation"]["volume_ml"], *shown, "; ".join(self.record["warnings"])]
+        notes = [*self.record["warnings"], *self.record["quality_flags"]]
+        return [self.record["segmentation"]["volume_ml"], *shown, "; ".join(notes)]
 
     def row(self) -> dict[str, Any]:
         """Return the case as a row of ``predictions.csv``."""
@@ -57,6 +62,11 @@ class Outcome:
             for marker in self.record["markers"]:
                 for key in ("probability", "lowest", "highest", "threshold", "call", "reason"):
                     row[f"{marker['marker']}_{key}"] = marker[key]
+            if self.record["subtype"] is not None:
+                for key in ("call", "reason"):
+                    row[f"subtype_{key}"] = self.record["subtype"][key]
+            row["warnings"] = "; ".join(self.record["warnings"])
+            row["quality_flags"] = "; ".join(self.record["quality_flags"])
         return row
 
 
@@ -79,7 +89,14 @@ class Served:
 
 
 def predict_all(
-    source: Path, run: FrozenRun, out: Path, *, patient: Mapping[str, Any], force: bool, progress: Progress
+    source: Path,
+    run: FrozenRun,
+    out: Path,
+    *,
+    patient: Mapping[str, Any],
+    force: bool,
+    progress: Progress,
+    any_spacing: bool = False,
 ) -> Served:
     """Predict every case of ``source`` into ``out/CASE`` and list them in ``out/predictions.csv``.
 
@@ -90,6 +107,7 @@ def predict_all(
         patient: ``case_id``, ``age`` and ``sex`` from the command line, for a source of one case.
         force: Predict again what is done.
         progress: Where to report.
+        any_spacing: See `glioma_nas.new_patients.input_checks.require_servable`.
 
     Raises:
         CohortError: The source cannot be read; ``patient`` was given for several cases; or the only case cannot be
@@ -104,11 +122,11 @@ def predict_all(
             )
         cases = (with_patient(cases[0], **patient),)
     if len(cases) == 1 and not problems:
-        require_servable(cases[0], run)
+        require_sequences(cases[0], run)
     outcomes = []
     with progress.task("predict", len(cases)) as task:
         for case in cases:
-            outcomes.append(_serve(case, run, out / case.case_id, force=force))
+            outcomes.append(_serve(case, run, out / case.case_id, force=force, any_spacing=any_spacing))
             if outcomes[-1].state == "failed":
                 progress.note(f"predict: {outcomes[-1].problem}")
             task.advance()
@@ -116,7 +134,12 @@ def predict_all(
     return Served(tuple(outcomes), problems)
 
 
-def _serve(case: Case, run: FrozenRun, folder: Path, *, force: bool) -> Outcome:
+def unexpected(case_id: str, err: Exception) -> str:
+    """Return an error that is not one of ours as one line; the log holds the rest."""
+    return f"case {case_id}: {type(err).__name__}: {' '.join(str(err).split())[-300:]}"
+
+
+def _serve(case: Case, run: FrozenRun, folder: Path, *, force: bool, any_spacing: bool = False) -> Outcome:
     markers = tuple(run.markers)
     try:
         if not force and is_predicted(case, run, folder):
@@ -124,8 +147,11 @@ def _serve(case: Case, run: FrozenRun, folder: Path, *, force: bool) -> Outcome:
         # What was made of earlier scans or by an earlier run must not be taken for the result when this one fails.
         for name in (PREDICTION_FILE, PAGE_FILE, MASK_FILE):
             (folder / name).unlink(missing_ok=True)
-        record = predict_case(case, run, folder)
+        record = predict_case(case, run, folder, any_spacing=any_spacing)
     except (GliomaNasError, OSError) as err:  # a scan may vanish, or its disk fail, after the cohort was read
         _logger.info("case %s failed", case.case_id)
         return Outcome(case.case_id, "failed", None, str(err), markers)
+    except LIBRARY_ERRORS as err:
+        _logger.info("case %s failed", case.case_id, exc_info=True)
+        return Outcome(case.case_id, "failed", None, unexpected(case.case_id, err), markers)
     return Outcome(case.case_id, "predicted", record, "", markers)

@@ -67,38 +67,6 @@ def with_patient(case: Case, *, case_id: str | None, age: float | None, sex: Sex
     )
 
 
-def require_servable(case: Case, run: FrozenRun) -> None:
-    """Make sure, before anything is computed, that the run can serve the case.
-
-    Raises:
-        CohortError: A sequence its segmentation network needs is missing.
-    """
-    needed = run.config.cohort.sequences
-    missing = [name for name in needed if name not in case.images]
-    if not missing:
-        return
-    if run.config.cohort.feeds_zeros and len(missing) < len(needed):
-        return
-    there = ", ".join(sorted(case.images)) or "none"
-    raise CohortError(
-        f"case {case.case_id} lacks {', '.join(missing)}: this run's network needs {', '.join(needed)} and was not "
-        f"trained to do without; the case has {there}"
-    )
-
-
-def problems_of_input(case: Case, run: FrozenRun) -> list[str]:
-    """List what is not as it was in training, in sentences without identifiers."""
-    found = []
-    for name in run.config.cohort.sequences:
-        if name not in case.images:
-            found.append(f"{name} is missing and was replaced by zeros, which the network has met in training")
-    if case.age is None:
-        found.append("age is unknown; classifiers that use it take their training mean")
-    if case.sex is None:
-        found.append("sex is unknown; classifiers that use it take their training mean")
-    return found
-
-
 def _scans_in(folder: Path) -> dict[str, Path]:
     """Return the NIfTI files of a folder by sequence; empty when it holds none that is recognised."""
     found: dict[str, Path] = {}

@@ -21,6 +21,7 @@ from glioma_nas.report.document import (
     Picture,
     Section,
     Table,
+    interval,
     number,
     plural,
     show_interval,
@@ -55,7 +56,13 @@ def render_case(record: Mapping[str, Any], case: PreparedCase, mask: NDArray[np.
             ],
             disclaimer=str(record["disclaimer"]),
             headlines=_headlines(record),
-            sections=[_warnings(record), _segmentation(record, case, mask), _markers(record), _limits(run)],
+            sections=[
+                _warnings(record),
+                _segmentation(record, case, mask),
+                _markers(record),
+                _subtype(record),
+                _limits(run),
+            ],
         )
     )
 
@@ -67,8 +74,12 @@ def _headlines(record: Mapping[str, Any]) -> Sequence[Headline]:
     for marker in record["markers"]:
         value = show_number(marker["probability"], 2)
         ends = show_interval(marker["lowest"], marker["highest"], 2)
-        detail = f"{_called(marker)}; classifiers alone: {ends}" if value else marker["reason"]
+        detail = f"{_called(marker)}; spread {ends}" if value else marker["reason"]
         shown.append(Headline(f"P({marker['positive_class']})", value or "not predicted", detail))
+    if record["subtype"]:
+        found = record["subtype"]
+        detail = f"probability {show_number(found['probabilities'][found['call']], 2)}" if found["call"] else ""
+        shown.append(Headline("Integrated subtype", found["call"] or "no call", detail or found["reason"]))
     return shown
 
 
@@ -82,6 +93,12 @@ def _warnings(record: Mapping[str, Any]) -> Section:
         section.add(*(Caution(f"{warning[0].upper()}{warning[1:]}.") for warning in record["warnings"]))
     else:
         section.add(Paragraph("The scans are as the run expects them; nothing was replaced or left out."))
+    if record["quality_flags"]:
+        section.add(
+            Caution(f"Quality control, look at the scans: {'; '.join(record['quality_flags'])}."),
+        )
+    else:
+        section.add(Paragraph("Quality control raised no flag."))
     return section
 
 
@@ -93,6 +110,10 @@ def _segmentation(record: Mapping[str, Any], case: PreparedCase, mask: NDArray[n
             (
                 ("Network", f"{found['network']}, mean of {plural(found['n_members'], 'fold')}"),
                 ("Volume", f"{show_number(found['volume_ml'], 2)} ml on the grid of {found['mask_on']}"),
+                (
+                    "Volume by single networks",
+                    f"{show_interval(found['volume_lowest_ml'], found['volume_highest_ml'], 2)} ml on that grid",
+                ),
                 ("Agreement of the networks", f"mean Dice {show_number(found['member_dice'], 3)} with their mean"),
                 ("Dice on patients of the run", f"{dice}, out-of-fold" if dice else "not measured"),
             )
@@ -152,18 +173,17 @@ def _markers(record: Mapping[str, Any]) -> Section:
     section.add(
         Table(
             "markers",
-            "Probability of the positive class: mean of the folds' classifiers, with the least and the greatest of "
-            "them. The AUC is that of the same classifiers on the run's own patients, out-of-fold.",
+            "Probability of the positive class: mean over the folds' classifiers and altered copies of the case, with "
+            "the 5th and the 95th percentile of these members. No call is made where they disagree. The AUC is that of "
+            "the same classifiers on the run's own patients, out-of-fold.",
             (
                 text("positive_class", "Positive class"),
                 number("probability", "Probability", 3),
-                number("lowest", "Least", 3),
-                number("highest", "Greatest", 3),
+                interval("lowest", "highest", 3, heading="5th to 95th percentile"),
                 number("threshold", "Threshold", 3),
                 text("call", "Call"),
                 number("auc_value", "AUC", 2),
-                number("auc_low", "95 % from", 2),
-                number("auc_high", "to", 2),
+                interval("auc_low", "auc_high", 2),
                 number("auc_n", "n"),
             ),
             rows,
@@ -171,6 +191,37 @@ def _markers(record: Mapping[str, Any]) -> Section:
     )
     section.add(Bullets(tuple(f"{marker['marker']}: {marker['statement']}" for marker in record["markers"])))
     return section
+
+
+def _subtype(record: Mapping[str, Any]) -> Section:
+    section, found = Section("subtype", "Integrated subtype"), record["subtype"]
+    if found is None:
+        section.add_missing("Integrated subtype: the run has no rules for it")
+        return section
+    section.add(Caution(found["disclaimer"]))
+    said = f"{found['call']}" if found["call"] else f"No call: {found['reason']}"
+    test = found["next_test"]
+    section.add(
+        Facts(
+            (
+                ("Result", said),
+                ("CNS WHO grade", found["grade"] or "none follows"),
+                ("From predicted markers", _listed(found["predicted"]) or "none"),
+                ("Measured in tissue", _listed(found["measured"]) or "none"),
+                ("Most informative test", f"{test} ({found['next_test_bits']:.2f} bit)" if test else "none is open"),
+            )
+        )
+    )
+    rows = [{"outcome": name, "probability": value} for name, value in found["probabilities"].items()]
+    columns = (text("outcome", "Outcome"), number("probability", "Probability", 3))
+    caption = "Outcomes of the rules, markers taken as independent given the images."
+    section.add(Table("subtype", caption, columns, rows))
+    return section
+
+
+def _listed(states: Mapping[str, Any]) -> str:
+    shown = {name: f"{value:.2f}" if isinstance(value, float) else str(value) for name, value in states.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _limits(run: FrozenRun) -> Section:

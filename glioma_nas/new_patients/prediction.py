@@ -1,14 +1,12 @@
 """Segment a new case and predict its markers with everything of the run frozen.
 
-The segmentation is the mean probability of the networks of all folds; a marker's probability is the mean of its folds'
-classifiers, each at its own temperature. How far the members lie apart is reported, and decides about abstention.
+The segmentation is the mean probability of the networks of all folds, and how far they lie apart is reported.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,17 @@ from glioma_nas.cohort import Case
 from glioma_nas.errors import StorageError
 from glioma_nas.files import canonical_json, read_json, sha256_text, write_json, write_text
 from glioma_nas.images import write_mask
-from glioma_nas.marker_evaluator import finished_folds
 from glioma_nas.marker_masks import EXPERT, GIVEN
-from glioma_nas.marker_tuning import Tuning
-from glioma_nas.markers import cut_case
-from glioma_nas.new_patients.case_inputs import problems_of_input, require_servable
 from glioma_nas.new_patients.case_page import render_case
 from glioma_nas.new_patients.frozen_run import FrozenRun
+from glioma_nas.new_patients.input_checks import problems_of_input, require_servable
+from glioma_nas.new_patients.marker_prediction import integrate_subtype, predict_marker
 from glioma_nas.pipeline import MANIFEST, source_hash
 from glioma_nas.prepared import PreparedCase
+from glioma_nas.quality_control import flags
 from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
 from glioma_nas.segmentation_metrics import dice_coefficient
+from glioma_nas.segmentation_scores import native_outline
 
 MASK_FILE = "mask.nii.gz"
 PREDICTION_FILE = "prediction.json"
@@ -42,35 +40,6 @@ DISCLAIMER = (
     "Imaging-based prediction for research use only. Not a medical device, and not a WHO integrated diagnosis: that "
     "needs tissue."
 )
-
-
-@dataclass(frozen=True)
-class MarkerPrediction:
-    """What the run says of one marker of a new patient.
-
-    Attributes:
-        marker: Its name.
-        positive_class: What a probability of 1 would mean.
-        probability: Mean of the folds' classifiers; none when it was not predicted.
-        lowest: Least probability of a fold's classifier.
-        highest: Greatest.
-        threshold: Mean of the folds' thresholds.
-        call: ``positive``, ``negative``, or ``none`` when the classifiers disagree or the marker was not predicted.
-        reason: Why there is no call; empty when there is one.
-        auc: Out-of-fold AUC of the classifier in the run's own patients, with ``low``, ``high`` and ``n``.
-        statement: How it compared with its baselines there.
-    """
-
-    marker: str
-    positive_class: str
-    probability: float | None
-    lowest: float | None
-    highest: float | None
-    threshold: float | None
-    call: str
-    reason: str
-    auc: Mapping[str, Any]
-    statement: str
 
 
 def prediction_key(case: Case, run: FrozenRun) -> str:
@@ -85,7 +54,7 @@ def prediction_key(case: Case, run: FrozenRun) -> str:
     }
     stages = [run.folder / stage / MANIFEST for stage in ("preprocess", "search", "train", "classify")]
     content = {
-        "case": [case.case_id, case.age, case.sex, files],
+        "case": [case.case_id, case.age, case.sex, dict(case.labels), files],
         "run": [path.read_text(encoding="utf-8") for path in stages if path.is_file()],
         "network": run.network,
         "source": source_hash(),
@@ -104,13 +73,14 @@ def is_predicted(case: Case, run: FrozenRun, folder: Path) -> bool:
         return False
 
 
-def predict_case(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
+def predict_case(case: Case, run: FrozenRun, folder: Path, *, any_spacing: bool = False) -> dict[str, Any]:
     """Segment a case, predict its markers, and write mask, record and page into ``folder``.
 
     Args:
         case: Its scans; a mask in it is not looked at.
         run: The frozen run.
         folder: Where ``mask.nii.gz``, ``prediction.json``, ``report.html`` and ``prepared/`` go.
+        any_spacing: Serve slices much thinner or thicker than the run's too; the page says so.
 
     Returns:
         What ``prediction.json`` holds.
@@ -120,8 +90,9 @@ def predict_case(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
         ImageError: A scan cannot be used.
     """
     started = time.monotonic()
-    require_servable(case, run)
+    require_servable(case, run, any_spacing=any_spacing)
     unmasked = Case(case.case_id, case.patient_id, case.images, None, case.age, case.sex)
+    integrate_subtype(case, [], run)  # before any work: a cell may hold no state of its marker
     prepared_folder = folder / PREPARED_FOLDER
     if not is_prepared(unmasked, prepared_folder, run.recipe):
         prepare_case(unmasked, prepared_folder, run.recipe)
@@ -130,7 +101,7 @@ def predict_case(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
 
     members = ensemble_probabilities(prepared, run)
     probability = members.mean(axis=0, dtype=np.float32)
-    mask = (prepared.to_native(probability) >= THRESHOLD).astype(np.uint8)
+    mask = native_outline(prepared, probability)
     write_mask(folder / MASK_FILE, mask, like=prepared.reference)
     prepared_mask = (probability >= THRESHOLD).astype(np.uint8)
     segmentation = _describe_segmentation(prepared, run, members, mask)
@@ -144,8 +115,10 @@ def predict_case(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
         "key": prediction_key(case, run),
         "segmentation": segmentation,
         "markers": [asdict(marker) for marker in markers],
+        "subtype": integrate_subtype(case, markers, run),
         "warnings": warnings,
         "quality": dict(prepared.quality),
+        "quality_flags": quality_flags(prepared, run),
         "run": {"name": run.folder.name, "source": source_hash(), "glioma_nas": __version__},
         "disclaimer": DISCLAIMER,
         "wall_s": round(time.monotonic() - started, 2),
@@ -175,80 +148,6 @@ def other_masks(trained_with: str, network: str) -> list[str]:
     ]
 
 
-def predict_marker(name: str, case: PreparedCase, mask: NDArray[np.uint8], run: FrozenRun) -> MarkerPrediction:
-    """Predict one marker of a prepared case.
-
-    Args:
-        name: The marker.
-        case: The case.
-        mask: Tumour on the prepared slices, uint8 (Z, H, W), 0 or 1.
-        run: The frozen run.
-    """
-    config, evaluator, summary = run.config, run.markers[name], run.marker_summary(name)
-    known: dict[str, Any] = {
-        "marker": name,
-        "positive_class": str(summary["positive_class"]),
-        "auc": {key: summary["metrics"]["auc"].get(key) for key in ("value", "low", "high", "n", "n_positive")},
-        "statement": str(summary["statement"]),
-    }
-    zero_missing = config.cohort.feeds_zeros
-    missing = [sequence for sequence in evaluator.settings.sequences if sequence not in case.present]
-    if missing and (not zero_missing or len(missing) == len(evaluator.settings.sequences)):
-        return MarkerPrediction(
-            **known,
-            probability=None,
-            lowest=None,
-            highest=None,
-            threshold=None,
-            call="none",
-            reason=f"not predicted: {', '.join(missing)} missing",
-        )
-    cut = cut_case(
-        case,
-        mask,
-        order=run.cohort.sequences,
-        sequences=evaluator.settings.sequences,
-        slices_per_case=evaluator.settings.slices_per_case,
-        image_size_px=evaluator.settings.image_size_px,
-        zero_missing=zero_missing,
-    )
-    folder = run.marker_folder(name)
-    members = evaluator.predict_members(folder, [cut], device=config.device)[:, 0]
-    thresholds = np.array([Tuning.read(fold).threshold for fold in finished_folds(folder)])
-    call, reason = decide(members, thresholds, margin=config.classify.abstain_margin)
-    return MarkerPrediction(
-        **known,
-        probability=float(members.mean()),
-        lowest=float(members.min()),
-        highest=float(members.max()),
-        threshold=float(thresholds.mean()),
-        call=call,
-        reason=reason,
-    )
-
-
-def decide(members: NDArray[np.float64], thresholds: NDArray[np.float64], *, margin: float) -> tuple[str, str]:
-    """Turn the probabilities of the folds' classifiers into a call, or into the reason for none.
-
-    Args:
-        members: Probability of each classifier, float64 (folds,).
-        thresholds: Each one's own threshold, float64 (folds,).
-        margin: Distance of the mean probability from the mean threshold below which no call is made.
-
-    Returns:
-        ``positive``, ``negative`` or ``none``, and the reason for none. A third or more of the classifiers against the
-        majority is a disagreement.
-    """
-    votes = members >= thresholds
-    minority = min(int(votes.sum()), int((~votes).sum()))
-    if 3 * minority >= len(votes):
-        return "none", f"no call: {minority} of {len(votes)} classifiers disagree with the others"
-    distance = abs(float(members.mean() - thresholds.mean()))
-    if distance < margin:
-        return "none", f"no call: within {margin:g} of the threshold"
-    return ("positive" if 2 * int(votes.sum()) > len(votes) else "negative"), ""
-
-
 def ensemble_probabilities(case: PreparedCase, run: FrozenRun) -> NDArray[np.float32]:
     """Return the tumour probability of every pixel by the network of each fold, float32 (folds, Z, H, W) in [0, 1]."""
     images, channels, device = case.images(), run.config.cohort.channels, run.config.device
@@ -260,12 +159,8 @@ def ensemble_probabilities(case: PreparedCase, run: FrozenRun) -> NDArray[np.flo
 def _describe_segmentation(
     case: PreparedCase, run: FrozenRun, members: NDArray[np.float32], mask: NDArray[np.uint8]
 ) -> dict[str, Any]:
-    together = members.mean(axis=0) >= THRESHOLD
-    pixel_ml = float(np.prod(case.spacing_mm)) / 1000
-    volumes = [float((member >= THRESHOLD).sum()) * pixel_ml for member in members]
-    agreement = [
-        dice_coefficient((member >= THRESHOLD).astype(np.uint8), together.astype(np.uint8)) for member in members
-    ]
+    outlines = [native_outline(case, member) for member in members]
+    volumes = [float(outline.sum()) * case.native_voxel_ml for outline in outlines]
     return {
         "network": run.network,
         "n_members": len(members),
@@ -273,9 +168,16 @@ def _describe_segmentation(
         "volume_ml": round(float(mask.sum()) * case.native_voxel_ml, 3),
         "volume_lowest_ml": round(min(volumes), 3),
         "volume_highest_ml": round(max(volumes), 3),
-        "member_dice": round(float(np.mean(agreement)), 4),
+        "member_dice": round(float(np.mean([dice_coefficient(outline, mask) for outline in outlines])), 4),
         "out_of_fold_dice": run.out_of_fold_dice,
     }
+
+
+def quality_flags(case: PreparedCase, run: FrozenRun) -> list[str]:
+    """List what somebody should look at: what anatomy makes unlikely, and what stands apart from the run's patients."""
+    own = f"new {case.case_id}"  # no case of the run has a blank in its id
+    known = {name: item.quality for name, item in run.cohort.cases.items()}
+    return flags({**known, own: case.quality})[own]
 
 
 def known_case(case: PreparedCase, run: FrozenRun) -> str | None:
