@@ -18,6 +18,7 @@ from glioma_nas.grids import IDENTITY, rotation_degrees, shift_mm, spacing_mm
 
 BRAIN_ML = (800.0, 2000.0)
 MIN_OVERLAP = 0.85
+MAX_OVERLAP_LOSS = 0.02
 MAX_SHIFT_MM = 20.0
 MAX_ROTATION_DEGREES = 15.0
 MAX_TUMOUR_OUTSIDE = 0.02
@@ -38,7 +39,8 @@ def measure(read: CaseVolumes, prepared: CaseVolumes, records: Mapping[str, Mapp
         Plain JSON: ``brain_ml``, ``tumour_ml`` (None without a mask), ``tumour_outside_brain`` and ``border`` (shares),
         ``tumour_voxels_cut``, and for each sequence ``overlap`` (Dice of its non-zero voxels with the reference's, or
         of both heads as the registration left them) and, where it was registered, ``overlap_before``, ``shift_mm`` of
-        the head's centre, ``rotation_degrees``, ``information_before`` and ``information`` (nats).
+        the head's centre, ``rotation_degrees``, ``information_before`` and ``information`` (nats), and ``improved``,
+        whether the registration was used.
     """
     brain = prepared.brain
     voxel_ml = float(spacing_mm(prepared.affine).prod()) / 1000
@@ -69,6 +71,7 @@ def measure(read: CaseVolumes, prepared: CaseVolumes, records: Mapping[str, Mapp
                 information=found["information"],
                 overlap_before=found["overlap_before"],
                 overlap=found["overlap"],
+                improved=found["improved"],
             )
     return figures
 
@@ -124,6 +127,10 @@ def _own_flags(figures: Mapping[str, Any]) -> list[str]:
     for name, own in figures["sequences"].items():
         if own["overlap"] < MIN_OVERLAP:
             found.append(f"{name} overlaps the reference by Dice {own['overlap']:.2f}")
+        if not own.get("improved", True):
+            found.append(f"{name} lies where its header puts it: registration did not raise the mutual information")
+        if own["overlap"] < own.get("overlap_before", 0) - MAX_OVERLAP_LOSS:
+            found.append(f"{name} overlaps less after registration, Dice {own['overlap_before']:.2f} before")
         if own.get("shift_mm", 0) > MAX_SHIFT_MM or own.get("rotation_degrees", 0) > MAX_ROTATION_DEGREES:
             found.append(f"{name} was moved by {own['shift_mm']:.1f} mm and {own['rotation_degrees']:.1f}°")
     return found

@@ -7,6 +7,7 @@ Everything runs on one thread with a fixed seed: sums in another order would end
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -110,16 +111,7 @@ def register_rigid(
         if not starts:
             raise ImageError("two sequences do not overlap wherever the search begins; are both of one head?")
         starts = sorted(starts, key=information, reverse=True)[:kept]
-    transform = starts[0]
-    for level in _FINE_MM:
-        # The optimiser ends where its last step led, which can be worse than where it began: then shorter steps.
-        for share in _STEP_SHARES:
-            trial = sitk.Euler3DTransform(transform)
-            if not _descended(target, source, trial, level_mm=level, step_share=share):
-                continue
-            if information(trial) > information(transform):
-                transform = trial
-                break
+    transform = _refined(target, source, starts[0], information, levels_mm=_FINE_MM)
     after = information(transform)
     improved = after > before
     motion = _matrix(transform) if improved else IDENTITY.copy()
@@ -157,15 +149,42 @@ def register_template(
     rigid = sitk.Euler3DTransform()
     rigid.SetCenter(_centre(template, template_affine).tolist())
     rigid = _best_start(source, target, rigid, _centre(head, head_affine), region=seen, level_mm=2 * level_mm)
-    for level in (2 * level_mm, level_mm):
-        _optimise(source, target, rigid, level_mm=level, region=seen)
+
+    def information(transform: Any) -> float:
+        return _information(source, target, transform, region=seen, level_mm=level_mm)
+
+    rigid = _refined(source, target, rigid, information, levels_mm=(2 * level_mm, level_mm), region=seen)
     affine = sitk.AffineTransform(3)
     affine.SetCenter(rigid.GetCenter())
     affine.SetMatrix(rigid.GetMatrix())
     affine.SetTranslation(rigid.GetTranslation())
-    for level in (2 * level_mm, level_mm):
-        _optimise(source, target, affine, level_mm=level, region=seen)
+    affine = _refined(source, target, affine, information, levels_mm=(2 * level_mm, level_mm), region=seen)
     return affine.GetInverse()
+
+
+def _refined(
+    fixed: Any,
+    moving: Any,
+    transform: Any,
+    information: Callable[[Any], float],
+    *,
+    levels_mm: Sequence[float],
+    region: Any = None,
+) -> Any:
+    """Descend through the levels and return the transform with the most information, at worst the one given.
+
+    The optimiser ends where its last step led, which can be worse than where it began: then shorter steps are tried.
+    """
+    most = information(transform)
+    for level in levels_mm:
+        for share in _STEP_SHARES:
+            trial = type(transform)(transform)
+            if not _descended(fixed, moving, trial, level_mm=level, step_share=share, region=region):
+                continue
+            if (found := information(trial)) > most:
+                transform, most = trial, found
+                break
+    return transform
 
 
 def _best_start(
@@ -252,18 +271,24 @@ def _optimise(
     method.Execute(target, source)
 
 
-def _descended(target: Any, source: Any, transform: Any, *, level_mm: float, step_share: float = 0.5) -> bool:
+def _descended(
+    target: Any, source: Any, transform: Any, *, level_mm: float, step_share: float = 0.5, region: Any = None
+) -> bool:
     # Headers can place two scans metres apart, which is no reason to give up the other places to begin from.
     try:
-        _optimise(target, source, transform, level_mm=level_mm, step_share=step_share)
+        _optimise(target, source, transform, level_mm=level_mm, step_share=step_share, region=region)
     except RuntimeError:
         return False  # no overlap, at the start or on the way
     return True
 
 
-def _information(target: Any, source: Any, transform: Any) -> float:
-    target, source = shrunk(target, _FINE_MM[0]), shrunk(source, _FINE_MM[0])
+def _information(
+    target: Any, source: Any, transform: Any, *, region: Any = None, level_mm: float = _FINE_MM[0]
+) -> float:
+    target, source = shrunk(target, level_mm), shrunk(source, level_mm)
     method = _method(target)
+    if region is not None:
+        method.SetMetricFixedMask(region)
     method.SetInitialTransform(transform)
     try:
         return -float(method.MetricEvaluate(target, source))

@@ -62,6 +62,14 @@ def test_figures_are_volumes_shares_and_overlaps() -> None:
             {"sequences": {"t2": {"overlap": 0.9, "shift_mm": 31.0, "rotation_degrees": 2.0}}},
             "t2 was moved by 31.0 mm and 2.0°",
         ),
+        (
+            {"sequences": {"t2": {"overlap": 0.9, "improved": False}}},
+            "t2 lies where its header puts it: registration did not raise the mutual information",
+        ),
+        (
+            {"sequences": {"t2": {"overlap": 0.9, "overlap_before": 0.95, "improved": True}}},
+            "t2 overlaps less after registration, Dice 0.95 before",
+        ),
     ],
 )
 def test_impossible_figures_raise_a_flag(change: dict[str, object], flag: str) -> None:

@@ -20,6 +20,8 @@ from glioma_nas.errors import BackendError, ConfigError, ImageError
 from glioma_nas.grids import rotation_about
 from glioma_nas.preprocess_steps.skull_strip import SkullStrip
 from glioma_nas.registry import preprocess_steps
+from glioma_nas.synthetic.patients import draw_patient
+from glioma_nas.synthetic.scans import draw_scans
 from glioma_nas.testing.head_phantoms import HEAD_CENTRE_MM, head_grid, make_head
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,33 @@ def test_brain_of_a_real_head_is_found(name: str) -> None:
     assert dice(preprocess_steps.get(name)().brain_mask(head, affine), brain) >= 0.95
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 4])
+def test_brains_of_synthetic_patients_are_found_in_scans_that_the_patient_moved_between(number: int) -> None:
+    # As in examples/raw_scans.yaml; each patient has a head, a tumour and slices of their own.
+    scans = draw_scans(draw_patient(number, 3), 3, size_px=128, raw=True)
+    names = ("t1ce", "t1")
+    grids = {name: scans.scans[name].grid.affine for name in names}
+    images = {name: scans.scans[name].data.astype(np.float32) for name in names}
+    read = CaseVolumes(images, None, grids["t1ce"], {"t1": grids["t1"]})
+    joined, record = preprocess_steps.get("register")().apply(read, PreprocessConfig())
+    assert record["sequences"]["t1"]["improved"]
+    for name in ("strip_template", "strip_deepbet"):
+        found, own = preprocess_steps.get(name)().apply(joined, PreprocessConfig())
+        assert own["sequence"] == "t1ce"
+        assert dice(found.images["t1ce"] != 0, scans.brain > 0) >= 0.95
+
+
+@pytest.mark.slow
+def test_template_does_not_grow_over_the_head() -> None:
+    # In this scan the affine descent alone ends in a template 1.7 times as large, with less information than it had.
+    scan = draw_scans(draw_patient(6, 3), 3, size_px=160, raw=True).scans["t1"]
+    brain = preprocess_steps.get("strip_template")().brain_mask(scan.data.astype(np.float32), scan.grid.affine)
+    from_above = brain.any(axis=2)
+    head = (scan.data > 0.2 * np.percentile(scan.data, 99)).any(axis=2)
+    assert from_above.sum() / head.sum() < 0.85
+
+
 class LowerHalf(SkullStrip):
     """Call the lower half of the volume brain."""
 
@@ -101,6 +130,13 @@ def test_brain_is_found_in_the_sequence_asked_for() -> None:
     assert LowerHalf(sequence="flair").apply(volumes(), PreprocessConfig())[1]["sequence"] == "flair"
     with pytest.raises(ImageError, match="sequence 't2', in which the brain is to be found, is missing"):
         LowerHalf(sequence="t2").apply(volumes(), PreprocessConfig())
+
+
+def test_brain_is_found_in_the_reference_which_alone_is_not_interpolated() -> None:
+    case = volumes()
+    t1ce_first = CaseVolumes({"t1ce": case.images["t1"], **case.images}, None, case.affine)
+    assert LowerHalf().apply(t1ce_first, PreprocessConfig())[1]["sequence"] == "t1ce"
+    assert LowerHalf().apply(case, PreprocessConfig())[1]["sequence"] == "t1"
 
 
 def test_mask_that_is_no_brain_is_refused() -> None:

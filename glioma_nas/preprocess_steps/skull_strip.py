@@ -22,8 +22,9 @@ class SkullStrip(IntensityStep):
     """Base of the skull-stripping steps; a subclass says where the brain is in one scan.
 
     Args:
-        sequence: The sequence the brain is found in; none for the first of ``works_on`` that the case has, else the
-            reference.
+        sequence: The sequence the brain is found in. None for the reference when it is one of ``works_on``, since it
+            alone was not interpolated, which blurs thick slices; else for the first of ``works_on`` that the case has;
+            else for the reference.
     """
 
     takes_many_grids = False
@@ -69,4 +70,6 @@ class SkullStrip(IntensityStep):
                     "leave out preprocess.step_options.….sequence"
                 )
             return self.sequence
+        if volumes.reference in self.works_on:
+            return volumes.reference
         return next((name for name in self.works_on if name in volumes.images), volumes.reference)
