@@ -234,6 +234,10 @@ class Pipeline:
                 write_text(self.folder / CONFIG_FILE, self.config.to_yaml())
                 task.advance(1)
 
+    def done(self, name: str) -> bool:
+        """Tell the same as `is_done` of the stage called ``name``."""
+        return self.is_done(_stage(name))
+
     def is_done(self, stage: Stage) -> bool:
         """Tell whether the stage's folder is complete and made from the present inputs."""
         manifest = self.folder / stage.name / MANIFEST

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from glioma_nas.report.figures import GREY, INK, LINE_STYLES, MUTED, SERIES, Drawing, Figure, chart
 from glioma_nas.report.intervals import PatientEstimate
 from glioma_nas.roc_analysis import roc_curve
+
+_FAR_APART = 6
+"""Ratio of the slowest to the fastest latency above which a linear axis would crowd the fast networks."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +165,29 @@ def dice_chart(
     return drawing.figure
 
 
-def tradeoff_chart(points: Sequence[NetworkPoint], colours: Mapping[str, str]) -> Figure:
-    """Draw mean Dice with its interval against the median latency, one point for each network."""
+def tradeoff_chart(
+    points: Sequence[NetworkPoint], colours: Mapping[str, str], *, front: Sequence[str] = (), height_in: float = 3.0
+) -> Figure:
+    """Draw mean Dice with its interval against the median latency, one point for each network.
+
+    Args:
+        points: The networks.
+        colours: Network → colour.
+        front: Names of those that no other beats, joined by a line; with them the axis is logarithmic where latencies
+            lie far apart.
+        height_in: Height of the picture.
+    """
     alt = "; ".join(f"{point.network}: Dice {point.dice.value:.3f} at {point.latency_ms:.1f} ms" for point in points)
-    with chart("accuracy_latency", alt) as drawing:
+    with chart("accuracy_latency", alt, height_in=height_in) as drawing:
         axes = drawing.axes
+        latencies = [point.latency_ms for point in points]
+        if front and max(latencies) > _FAR_APART * min(latencies):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        best = sorted((point.latency_ms, point.dice.value) for point in points if point.network in front)
+        if best:
+            axes.step(*zip(*best, strict=True), where="post", color=GREY, lw=1.0, zorder=1)
         for point in points:
             estimate, colour = point.dice, colours.get(point.network, GREY)
             error = None
@@ -177,7 +198,8 @@ def tradeoff_chart(points: Sequence[NetworkPoint], colours: Mapping[str, str]) -
                 point.network, (point.latency_ms, estimate.value), (7, 5), textcoords="offset points", color=colour
             )
         axes.margins(x=0.22, y=0.12)
-        axes.set_xlim(left=0)
+        if axes.get_xscale() == "linear":
+            axes.set_xlim(left=0)
         axes.set_xlabel("median latency, ms (left is faster)")
         axes.set_ylabel("mean Dice, 95 % interval")
     return drawing.figure

@@ -1,9 +1,9 @@
-"""The page of table 4-5: every method with its interval, its speed, and the source's figures beside."""
+"""The page of table 4-5: every method with its interval, its speed, the front, and the source's figures beside."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,7 @@ from glioma_nas.latency_records import Environment
 from glioma_nas.report.charts import NetworkPoint, colour_of, tradeoff_chart
 from glioma_nas.report.document import (
     Bullets,
+    Column,
     Figures,
     Picture,
     Section,
@@ -23,50 +24,94 @@ from glioma_nas.report.document import (
     plural,
     text,
 )
+from glioma_nas.report.figures import Figure
 from glioma_nas.report.intervals import PatientEstimate
 from glioma_nas.report.page import Page, render
 from glioma_nas.report.provenance_section import DISCLAIMER
 
+DICE_COLUMNS = (
+    text("network", "Network"),
+    number("n_patients", "n"),
+    number("dice", "Dice", 3),
+    interval("dice_low", "dice_high", 3),
+    number("dice_seeds_sd", "SD over seeds", 3),
+    number("difference", "Difference", 3),
+    interval("difference_low", "difference_high", 3),
+    number("p_holm", "p", 4),
+    number("hd95_mm", "HD95, mm", 1),
+)
+SPEED_COLUMNS = (
+    text("network", "Network"),
+    number("latency_ms", "Latency, ms", 2),
+    number("latency_p95_ms", "p95, ms", 2),
+    number("speed_hz", "Speed, Hz", 1),
+    number("times_reference", "× student's time", 2),
+    number("speedup", "× UNet's speed", 2),
+    number("macs_g", "GMAC", 3),
+    number("params_m", "Parameters, M", 3),
+    Column("On the front", lambda row: "yes" if row["front"] else "no"),
+)
+DICE_CAPTION = (
+    "Out-of-fold: a patient is scored by networks that never saw the patient; all with the same folds and budget. "
+    "Dice: mean over patients on each scan's own grid, seeds averaged first, with a bootstrap interval over patients. "
+    "Difference: network minus {reference}, patient by patient, with its interval. p: Wilcoxon's signed-rank test of "
+    "the same pairs, Holm's adjustment for all rows. HD95: median over cases."
+)
 
-def render_methods(table: pd.DataFrame, conditions: Mapping[str, Any], config: RunConfig, n_seeds: int) -> str:
-    """Return the page as self-contained HTML.
+
+def render_methods(
+    table: pd.DataFrame,
+    latencies: Sequence[Mapping[str, Any]],
+    config: RunConfig,
+    *,
+    folds: Sequence[int],
+    n_seeds: int,
+) -> tuple[str, bytes]:
+    """Return the page as self-contained HTML, and its picture of the front as PNG.
 
     Args:
-        table: See `glioma_nas.segmentation_studies.methods_study.methods_table`.
-        conditions: ``environment`` and ``input_shape`` of the latencies.
+        table: See `glioma_nas.segmentation_studies.methods_study.study_methods`.
+        latencies: What the networks were timed with, one for each seed.
         config: The configuration.
+        folds: Folds that were used.
         n_seeds: Seeds.
     """
-    now = datetime.datetime.now(datetime.UTC)
-    clean = table.astype(object).where(table.notna(), None)
-    rows = [{str(key): value for key, value in row.items()} for row in clean.to_dict("records")]
+    rows = rows_of(table)
     section = Section("methods", "Methods")
     section.add(
+        Table("table-4-5-dice", DICE_CAPTION.format(reference="student"), DICE_COLUMNS, rows),
         Table(
-            "table-4-5",
-            "Out-of-fold, every network with the same folds and budget; the student is distilled from its teacher. "
-            "Dice: mean over patients on each scan's own grid, averaged over seeds first, with a bootstrap interval "
-            "over patients. p: Wilcoxon's signed-rank test against the student, Holm's adjustment. HD95: median over "
-            "cases. The source's columns are printed figures from its own patients and GPU.",
+            "table-4-5-speed",
+            "Batch 1, all networks in turns in one run: medians, and medians of the ratios round by round. On the "
+            "front: no other network is at least as accurate and as fast, and better in one of both.",
+            SPEED_COLUMNS,
+            rows,
+        ),
+        Table(
+            "table-4-5-source",
+            "The source's table 4-5, measured on its own 263 patients and GPU at 224×224; its figures and ours are "
+            "comparable in order at most.",
             (
                 text("network", "Network"),
-                number("n_patients", "n"),
-                number("dice", "Dice", 3),
-                interval("dice_low", "dice_high", 3),
-                number("dice_seeds_sd", "SD over seeds", 3),
-                number("p_holm", "p", 3),
-                number("hd95_mm", "HD95, mm", 1),
-                number("speed_hz", "Speed, Hz", 1),
-                number("times_student", "× student's time", 2),
-                number("macs_g", "GMAC", 2),
-                number("params_m", "Parameters, M", 2),
+                number("dice", "Dice here", 3),
                 number("source_dice", "Source: Dice", 3),
                 number("source_speed_hz", "Source: Hz", 1),
+                number("times_reference", "× student's time here", 2),
                 number("source_times_student", "Source: × time", 2),
             ),
-            rows,
-        )
+            [row for row in rows if row["source_dice"] is not None],
+        ),
     )
+    figure = front_figure(rows)
+    section.add(
+        Figures("Dice against latency; up and to the left is better. The line joins the front.", [Picture(figure)])
+    )
+    page = study_page("Table 4-5: segmentation networks", config, [section, limits(latencies, config, folds, n_seeds)])
+    return page, figure.png
+
+
+def front_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw accuracy against latency of all rows, and the front."""
     points = [
         NetworkPoint(
             row["network"],
@@ -75,23 +120,51 @@ def render_methods(table: pd.DataFrame, conditions: Mapping[str, Any], config: R
         )
         for row in rows
     ]
-    chart = tradeoff_chart(points, colour_of([point.network for point in points]))
-    section.add(Figures("Dice against latency; up and to the left is better.", [Picture(chart)]))
-    limits = Section("limits", "How to read it")
-    shape = "×".join(str(side) for side in conditions["input_shape"])
-    limits.add(
+    front = [row["network"] for row in rows if row["front"]]
+    return tradeoff_chart(points, colour_of([point.network for point in points]), front=front, height_in=3.6)
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table for the page; none where there is no number."""
+    clean = table.astype(object).where(table.notna(), None)
+    return [{str(key): value for key, value in row.items()} for row in clean.to_dict("records")]
+
+
+def limits(latencies: Sequence[Mapping[str, Any]], config: RunConfig, folds: Sequence[int], n_seeds: int) -> Section:
+    """Return the section that says under what conditions the figures hold."""
+    section = Section("limits", "How to read it")
+    train, latency = config.train, latencies[0]
+    shape = "×".join(str(side) for side in latency["input_shape"])
+    steps = (
+        f"{train.epochs * train.steps_per_epoch} optimiser steps" if train.steps_per_epoch else "all slices an epoch"
+    )
+    every = [parity["mask_dice"] for item in latencies for parity in item["parity"].values()]
+    searched = "The architecture was searched on the training patients of fold 0"
+    section.add(
         Bullets(
             (
-                f"Engine: {Environment(**conditions['environment']).describe()}, input {shape}; networks took turns.",
-                f"{plural(n_seeds, 'seed')}; every seed draws its own folds and searches its own architecture.",
-                "The architecture was searched on the training patients of fold 0: test patients of the other folds "
-                "were among them, for the searched networks alone. Fold 0 by itself stands in each run's own report.",
+                f"Budget of every network: {steps} ({plural(train.epochs, 'epoch')}) of {train.batch_size} slices, "
+                f"{train.precision}, {plural(n_seeds, 'seed')}. Students are distilled from the teacher, which the "
+                "other networks do without; the search itself is beside the budget.",
+                f"Folds used: {', '.join(map(str, folds))} of {config.folds.n_folds}, by patient.",
+                f"{searched}, so its test patients are untouched by the search."
+                if list(folds) == [0]
+                else f"{searched}: test patients of the other folds were among them, for the searched networks alone.",
+                f"Engine: {Environment(**latency['environment']).describe()}, input {shape}; networks took turns, "
+                f"{next(iter(latency['networks'].values()))['n']} rounds. Every engine was compared with PyTorch "
+                f"before: Dice of the two masks at least {min(every):.4f}.",
             )
         )
     )
+    return section
+
+
+def study_page(title: str, config: RunConfig, sections: list[Section]) -> str:
+    """Return a study's page as self-contained HTML."""
+    now = datetime.datetime.now(datetime.UTC)
     return render(
         Page(
-            title="Table 4-5: segmentation networks",
+            title=title,
             subtitle="glioma_nas study",
             facts=[
                 ("Made", f"{now:%d %B %Y, %H:%M} UTC".removeprefix("0")),
@@ -101,6 +174,6 @@ def render_methods(table: pd.DataFrame, conditions: Mapping[str, Any], config: R
             ],
             disclaimer=DISCLAIMER,
             headlines=[],
-            sections=[section, limits],
+            sections=sections,
         )
     )

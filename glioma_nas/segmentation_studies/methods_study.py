@@ -1,33 +1,43 @@
-"""Train every method on every fold and seed with one budget, time them in turns, and compare patient by patient."""
+"""Train every method on the same folds with one budget, time them in turns, and compare patient by patient."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.stats import wilcoxon
 
+from glioma_nas.component_checks import check_components
 from glioma_nas.config import RunConfig
-from glioma_nas.errors import CohortError, ConfigError
-from glioma_nas.files import read_json, write_text
-from glioma_nas.pipeline import Pipeline
+from glioma_nas.errors import ConfigError
+from glioma_nas.files import write_bytes, write_text
+from glioma_nas.missing_sequences import without_incomplete_sequences
 from glioma_nas.progress import Progress
-from glioma_nas.report.intervals import estimate, mean
-from glioma_nas.seeding import numpy_generator
+from glioma_nas.segmentation_studies.contenders import (
+    Contender,
+    baseline,
+    chosen_folds,
+    finished_search,
+    of_seed,
+    require_masks,
+    search,
+    searched,
+    time_in_turns,
+    train_and_score,
+)
 from glioma_nas.segmentation_studies.methods_page import render_methods
-from glioma_nas.significance import holm
+from glioma_nas.segmentation_studies.paired_scores import networks_table, per_patient
 
-STAGES = ("preprocess", "latency", "search", "train", "export", "segment")
 METHODS = ("unet_thesis", "icnet", "bisenet", "nas_unet", "monai_basic_unet", "monai_unet")
 REFERENCE = "student"
+SLOWEST = "unet_thesis"
 TABLE_FILE = "table_4_5.csv"
 PATIENTS_FILE = "patients.csv"
+SCORES_FILE = "scores.csv"
 PAGE_FILE = "report.html"
+FRONT_FILE = "front.png"
 
 
 @dataclass(frozen=True)
@@ -51,117 +61,114 @@ PUBLISHED: Mapping[str, Published] = {
 }
 
 
-def study_methods(
-    config: RunConfig, out: Path, *, methods: Sequence[str], n_seeds: int, progress: Progress
-) -> pd.DataFrame:
-    """Run the study; finished stages are skipped, so an interrupted one continues.
+@dataclass(frozen=True)
+class MethodsPlan:
+    """What a study compares.
 
-    Every seed draws its own folds, searches its own architectures and trains everything anew.
+    Attributes:
+        methods: Registered networks.
+        students: Name → configuration of further students: another λ, width or space on the same cohort and folds.
+        n_seeds: Seeds, from the configuration's own on; every seed draws its own folds and searches anew.
+        folds: Folds that are used; none: all.
+        run: Finished run whose search is taken over; none: the study searches.
+    """
+
+    methods: Sequence[str] = METHODS
+    students: Mapping[str, RunConfig] | None = None
+    n_seeds: int = 1
+    folds: Sequence[int] | None = None
+    run: Path | None = None
+
+
+def study_methods(config: RunConfig, out: Path, plan: MethodsPlan, *, progress: Progress) -> pd.DataFrame:
+    """Run the study; what is done is not repeated, so an interrupted one continues.
 
     Args:
-        config: The configuration; its own baselines are replaced by ``methods``.
-        out: Gets a run folder for each seed, ``table_4_5.csv``, ``patients.csv`` and ``report.html``.
-        methods: Registered networks to compare with.
-        n_seeds: Seeds, from ``config.seed`` on.
+        config: The configuration; its own baselines are replaced by the plan's methods.
+        out: Gets a folder for each seed, ``table_4_5.csv``, ``scores.csv``, ``patients.csv``, ``front.png`` and
+            ``report.html``.
+        plan: What is compared.
         progress: Where to report.
 
     Returns:
         One row a method, as in ``table_4_5.csv``; the student first.
 
     Raises:
-        ConfigError: A method stands twice.
+        ConfigError: The plan does not fit the configuration.
         CohortError: No case has an expert mask.
     """
-    if len(set(methods)) != len(methods):
-        raise ConfigError(f"--methods {','.join(methods)}: give each network once")
-    train = config.train.model_copy(update={"baselines": tuple(methods)})
+    config = without_incomplete_sequences(config)
+    students = {name: without_incomplete_sequences(own) for name, own in (plan.students or {}).items()}
+    folds = chosen_folds(plan.folds, config.folds.n_folds)
+    config = _checked(config, students, plan)
     frames, latencies = [], []
-    with progress.task("seeds", n_seeds) as task:
-        for number in range(n_seeds):
-            own = config.model_copy(update={"seed": config.seed + number, "train": train})
-            folder = out / f"seed{own.seed}"
-            Pipeline(own, folder, progress).run(STAGES)
-            scores = pd.read_csv(folder / "segment" / "dice.csv", dtype={"case_id": str, "patient_id": str})
-            frames.append(scores.assign(seed=own.seed))
-            latencies.append(read_json(folder / "export" / "latency.json"))
+    with progress.task("seeds", plan.n_seeds) as task:
+        for number in range(plan.n_seeds):
+            folder = out / f"seed{config.seed + number}"
+            contenders = _contenders(config, students, plan, config.seed + number, out, progress)
+            require_masks(contenders[0])
+            frames.append(train_and_score(contenders, folds, folder, progress).assign(seed=config.seed + number))
+            latencies.append(time_in_turns(contenders, folds[0], folder, reference=REFERENCE, progress=progress))
             task.advance()
     scores = pd.concat(frames, ignore_index=True)
-    if scores.dice.isna().all():
-        raise CohortError(f"{config.cohort.sheet}: no case has an expert mask, so there is no Dice to compare")
-    patients = per_patient(scores)
-    table = methods_table(scores, patients, latencies, seed=config.seed)
-    write_text(out / PATIENTS_FILE, patients.reset_index().to_csv(index=False))
+    names = [REFERENCE, *(name for name in dict.fromkeys(scores.network) if name != REFERENCE)]
+    slowest = SLOWEST if SLOWEST in names else None
+    table = networks_table(scores, latencies, names=names, reference=REFERENCE, slowest=slowest, seed=config.seed)
+    table = with_published(table)
+    write_text(out / SCORES_FILE, scores.to_csv(index=False))
+    write_text(out / PATIENTS_FILE, per_patient(scores).reset_index().to_csv(index=False))
     write_text(out / TABLE_FILE, table.to_csv(index=False))
-    conditions = {"environment": latencies[0]["environment"], "input_shape": latencies[0]["input_shape"]}
-    write_text(out / PAGE_FILE, render_methods(table, conditions, config, n_seeds))
+    page, front = render_methods(table, latencies, config, folds=folds, n_seeds=plan.n_seeds)
+    write_bytes(out / FRONT_FILE, front)
+    write_text(out / PAGE_FILE, page)
     return table
 
 
-def per_patient(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return mean Dice by patient (rows) and network (columns): over a patient's cases, then over seeds.
-
-    Args:
-        scores: ``network``, ``patient_id``, ``seed``, ``dice``; cases without an expert mask are left out.
-    """
-    by_seed = scores.dropna(subset=["dice"]).groupby(["patient_id", "network", "seed"], sort=True).dice.mean()
-    return by_seed.groupby(["patient_id", "network"], sort=True).mean().unstack("network")
-
-
-def methods_table(
-    scores: pd.DataFrame, patients: pd.DataFrame, latencies: Sequence[Mapping[str, Any]], *, seed: int
-) -> pd.DataFrame:
-    """Return one row a method.
-
-    ``dice`` is the mean over patients with a bootstrap interval over them, ``dice_seeds_sd`` the standard deviation
-    over seeds of that mean (none for one seed), ``p_holm`` Wilcoxon's signed-rank test of the patients' Dice against
-    the student's, adjusted for all methods. ``latency_ms`` is the median over seeds of the medians, ``times_student``
-    how many times as long as the student a network takes, timed in the same rounds.
-    """
-    names = [REFERENCE, *(name for name in dict.fromkeys(scores.network) if name != REFERENCE)]
-    others = [name for name in names if name != REFERENCE]
-    p_values = [paired_p_value(patients[name].to_numpy(), patients[REFERENCE].to_numpy()) for name in others]
-    adjusted = dict(zip(others, holm(p_values), strict=True))
+def with_published(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the source's figures: ``source_dice``, ``source_speed_hz``, ``source_times_student``."""
     rows = []
-    for name in names:
-        found = estimate(
-            patients[name].tolist(), list(patients.index), numpy_generator(seed, "methods", name), statistic=mean
-        )
-        assert found is not None
-        own = scores[scores.network == name]
-        by_seed = own.groupby("seed").dice.mean()
-        timed = [latency["networks"][name] for latency in latencies]
-        latency_ms = float(np.median([row["median_ms"] for row in timed]))
-        published = PUBLISHED.get(name)
-        rows.append(
-            {
-                "network": name,
-                "n_patients": found.n,
-                "seeds": len(by_seed),
-                "dice": found.value,
-                "dice_low": found.low,
-                "dice_high": found.high,
-                "dice_seeds_sd": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
-                "p_holm": adjusted.get(name),
-                "hd95_mm": float(own.hd95_mm.median()) if own.hd95_mm.notna().any() else None,
-                "latency_ms": latency_ms,
-                "speed_hz": 1000 / latency_ms,
-                "times_student": float(np.median([row[f"times_{REFERENCE}"]["median"] for row in timed])),
-                "macs_g": float(np.median([row["macs_g"] for row in timed])),
-                "params_m": float(np.median([row["params_m"] for row in timed])),
-                "source_dice": published.dice if published else None,
-                "source_speed_hz": published.speed_hz if published else None,
-                "source_times_student": PUBLISHED[REFERENCE].speed_hz / published.speed_hz if published else None,
-            }
-        )
-    return pd.DataFrame(rows)
+    for name in table.network:
+        known = PUBLISHED.get(str(name))
+        times = PUBLISHED[REFERENCE].speed_hz / known.speed_hz if known else None
+        rows.append((known.dice if known else None, known.speed_hz if known else None, times))
+    columns = ["source_dice", "source_speed_hz", "source_times_student"]
+    return table.join(pd.DataFrame(rows, columns=columns, index=table.index, dtype=float))
 
 
-def paired_p_value(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Return the two-sided p-value of Wilcoxon's signed-rank test; 1 when no pair differs.
+def _checked(config: RunConfig, students: Mapping[str, RunConfig], plan: MethodsPlan) -> RunConfig:
+    """Return the configuration with the plan's methods, once everything that would fail later has been tried."""
+    names = ["teacher", REFERENCE, *students, *plan.methods]
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise ConfigError(f"'{doubles[0]}' names two networks of the study: give each network once, under its own name")
+    options = {name: value for name, value in config.train.baseline_options.items() if name in plan.methods}
+    update = {"baselines": tuple(plan.methods), "baseline_options": options}
+    config = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    check_components(config, ("preprocess", "latency", "search", "train", "export"))
+    for name, own in students.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ConfigError(f"--student {name}: a name is made of letters, digits, '.', '_' and '-'")
+        for section in ("seed", "cohort", "preprocess", "folds"):
+            if getattr(own, section) != getattr(config, section):
+                raise ConfigError(f"--student {name} changes {section}, but all networks of a study share it")
+        check_components(own, ("latency", "search"))
+    if plan.run is not None and plan.n_seeds > 1:
+        raise ConfigError("--run holds the search of one seed; leave it out, or give --seeds 1")
+    return config
 
-    Reference:
-        Wilcoxon, Biometrics Bulletin 1 (1945).
-    """
-    if np.allclose(first, second):
-        return 1.0
-    return float(wilcoxon(first, second).pvalue)
+
+def _contenders(
+    config: RunConfig, students: Mapping[str, RunConfig], plan: MethodsPlan, seed: int, out: Path, progress: Progress
+) -> list[Contender]:
+    """Search, then list the networks: teacher and student, the other students (taught by the same), the methods."""
+    folder = out / f"seed{seed}"
+    # One table for all searches: only operators that no earlier one has are measured.
+    own = of_seed(config, seed, out)
+    inputs = search(own, folder, progress) if plan.run is None else finished_search(config, plan.run, progress)
+    teacher = searched("teacher", "teacher", own, inputs)
+    found = [teacher, searched(REFERENCE, "student", own, inputs, teacher)]
+    for name, student in students.items():
+        student = of_seed(student, seed, out)
+        place = search(student, folder / "students" / name, progress, prepared=inputs["preprocess"])
+        found.append(searched(name, "student", student, place, teacher))
+    return [*found, *(baseline(name, own, inputs) for name in plan.methods)]

@@ -214,12 +214,14 @@ def parity_slices(cases: Sequence[PreparedCase], sequences: Sequence[str], n: in
     return [np.ascontiguousarray(case.images()[index, list(case.channels(tuple(sequences)))]) for case, index in chosen]
 
 
-def measure_networks(networks: dict[str, nn.Module], config: RunConfig, progress: Progress) -> dict[str, Any]:
+def measure_networks(
+    networks: dict[str, nn.Module], config: RunConfig, progress: Progress, *, reference: str = _REFERENCE
+) -> dict[str, Any]:
     """Time all networks on the configured engine, made for exactly batch 1, one call each a round; count their size.
 
     Returns:
         Environment, input shape, and for each network median, p95, n, every single time, parameters (millions), MACs
-        (10⁹) and its time relative to the student's, round by round.
+        (10⁹) and its time relative to that of ``reference``, round by round.
 
     Raises:
         BackendError: The engine is missing or refuses a network.
@@ -239,7 +241,7 @@ def measure_networks(networks: dict[str, nn.Module], config: RunConfig, progress
     for name, network in networks.items():
         record = summarise(times[name], warmup_runs=max(options.warmup_runs, 1), input_shapes=[shape])
         size = network_size(network, shape)
-        relative = ratio(times[name], times[_REFERENCE])
+        relative = ratio(times[name], times[reference])
         rows[name] = {
             "median_ms": round(record.median_ms, 4),
             "p95_ms": round(record.p95_ms, 4),
@@ -247,7 +249,7 @@ def measure_networks(networks: dict[str, nn.Module], config: RunConfig, progress
             "warmup_runs": record.warmup_runs,
             "params_m": round(size.params_m, 6),
             "macs_g": round(size.macs_g, 6),
-            f"times_{_REFERENCE}": {key: round(value, 4) for key, value in dataclasses.asdict(relative).items()},
+            f"times_{reference}": {key: round(value, 4) for key, value in dataclasses.asdict(relative).items()},
             "times_ms": [round(time, 4) for time in times[name]],
         }
     return {

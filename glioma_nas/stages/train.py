@@ -82,7 +82,9 @@ def train_together(context: StageContext, fold: int, name: str, folder: Path) ->
     job.unlink()
 
 
-def train_network(context: StageContext, fold: int, name: str, folder: Path) -> None:
+def train_network(
+    context: StageContext, fold: int, name: str, folder: Path, *, teacher: nn.Module | None = None
+) -> None:
     """Train one network for one fold and write its files; called in every process that trains it.
 
     Args:
@@ -90,6 +92,7 @@ def train_network(context: StageContext, fold: int, name: str, folder: Path) -> 
         fold: Number of the fold.
         name: One of `network_names`.
         folder: Where its files go.
+        teacher: Trained on the same fold, for the student to be distilled from; none: the teacher of the same run.
     """
     config, train = context.config, context.config.train
     seed = derive_seed(config.seed, "train", fold, name)
@@ -97,8 +100,7 @@ def train_network(context: StageContext, fold: int, name: str, folder: Path) -> 
     with isolated_torch_rng(seed, "initial weights"):
         network = build_network(config, search, name)
     # The teacher of the same fold, so that nothing of the fold's test patients reaches the student through it.
-    teacher: nn.Module | None = None
-    if name == "student" and train.kd_weight > 0:
+    if teacher is None and name == "student" and train.kd_weight > 0:
         teacher = load_network(config, search, context.folder, fold, "teacher")
     evaluator = evaluators.get("segmentation")(
         str(context.inputs["preprocess"]),
