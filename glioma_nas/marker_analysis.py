@@ -6,6 +6,7 @@ corrected by Holm for their number, and is said to beat a baseline only when tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,9 +18,10 @@ from glioma_nas.binary_statistics import binary_report, brier, wilson_interval
 from glioma_nas.calibration import calibration_slope, reliability
 from glioma_nas.marker_evaluator import patient_level
 from glioma_nas.markers import MarkerCase
+from glioma_nas.report.document import show_p
 from glioma_nas.roc_analysis import Comparison, Estimate, paired_delong, roc_curve
 from glioma_nas.seeding import numpy_generator
-from glioma_nas.significance import holm, permutation_p_value
+from glioma_nas.significance import holm, permutation_p_value, significant
 from glioma_nas.subgroups import age_groups, subgroup_rows
 
 SIGNIFICANCE = 0.05
@@ -33,11 +35,11 @@ _MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 @dataclass(frozen=True)
 class Versus:
-    """A classifier beside one baseline.
+    """A classifier beside one baseline, or beside another classifier of interest.
 
     Attributes:
         classifier: Name of the classifier.
-        baseline: Registered name.
+        baseline: Registered name, or the other classifier's.
         comparison: AUC of the classifier minus that of the baseline.
         p_holm: Its p-value, corrected for the number of comparisons made.
     """
@@ -52,13 +54,18 @@ class Versus:
         """Whether the classifier's AUC is higher beyond chance."""
         return self.comparison.difference > 0 and self.p_holm < SIGNIFICANCE
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the two AUCs differ beyond chance, either way."""
+        return self.p_holm < SIGNIFICANCE
+
     def sentence(self) -> str:
         """Say in words which is better, and how surely."""
         c = self.comparison
         words = BASELINE_WORDS.get(self.baseline, self.baseline)
         numbers = (
             f"AUC difference {c.difference:+.3f}, 95 % interval {c.low:+.3f} to {c.high:+.3f}, paired DeLong with Holm "
-            f"p {'< 0.001' if self.p_holm < 0.001 else f'= {self.p_holm:.3f}'}, n = {c.n} patients"
+            f"p {show_p(self.p_holm, equals='= ')}, n = {c.n} patients"
         )
         if self.beats:
             return f"The model beats {words} ({numbers})."
@@ -68,7 +75,7 @@ class Versus:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return {**self.comparison.as_json(), "p_holm": round(self.p_holm, 4), "beats": self.beats}
+        return {**self.comparison.as_json(), "p_holm": significant(self.p_holm), "beats": self.beats}
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ class Analysis:
         classifiers: The classifiers of interest; all others are their baselines.
         patients: Classifier → one row a patient.
         reports: Classifier → figure → estimate.
-        versus: One comparison for each classifier and baseline.
+        versus: One comparison for each classifier and baseline, corrected together.
+        between: One for each pair of classifiers of interest, the later one first, corrected together.
         permutation_p: Classifier → p-value against shuffled labels.
     """
 
@@ -87,6 +95,7 @@ class Analysis:
     patients: Mapping[str, pd.DataFrame]
     reports: Mapping[str, Mapping[str, Estimate]]
     versus: Sequence[Versus]
+    between: Sequence[Versus]
     permutation_p: Mapping[str, float]
 
     def statement(self, classifier: str) -> str:
@@ -145,14 +154,25 @@ def analyse(
             generator=numpy_generator(seed, "classify", marker, "permutation"),
             groups=folds,
         )
-    pairs = [(name, other) for name in classifiers for other in patients if other not in classifiers]
-    compared = [
+    against_baselines = [(name, other) for name in classifiers for other in patients if other not in classifiers]
+    between = [(later, earlier) for earlier, later in itertools.combinations(classifiers, 2)]
+    return Analysis(
+        tuple(classifiers),
+        patients,
+        reports,
+        _compared(patients, against_baselines),
+        _compared(patients, between),
+        permutation_p,
+    )
+
+
+def _compared(patients: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]]) -> list[Versus]:
+    found = [
         paired_delong(patients[name]["label"], patients[name]["probability"], patients[other]["probability"])
         for name, other in pairs
     ]
-    adjusted = holm([comparison.p_value for comparison in compared])
-    versus = [Versus(*pair, *found) for pair, found in zip(pairs, zip(compared, adjusted, strict=True), strict=True)]
-    return Analysis(tuple(classifiers), patients, reports, versus, permutation_p)
+    adjusted = holm([comparison.p_value for comparison in found])
+    return [Versus(*pair, *rest) for pair, rest in zip(pairs, zip(found, adjusted, strict=True), strict=True)]
 
 
 def describe_patients(rows: pd.DataFrame, cases: Sequence[MarkerCase], labels: Mapping[str, Mapping[str, str]]) -> Any:

@@ -75,8 +75,9 @@ class Comparison:
     n_positive: int
 
     def as_json(self, digits: int = 4) -> dict[str, Any]:
-        """Return plain data with floats rounded to ``digits``."""
-        return {key: round(item, digits) if isinstance(item, float) else item for key, item in asdict(self).items()}
+        """Return plain data with floats rounded to ``digits`` decimals, the p-value to as many significant digits."""
+        plain = {key: round(item, digits) if isinstance(item, float) else item for key, item in asdict(self).items()}
+        return plain | {"p_value": float(f"{self.p_value:.{digits}g}")}
 
 
 def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Ints, Floats]:

@@ -57,6 +57,15 @@ def permutation_p_value(
     return (1 + at_least) / (1 + samples)
 
 
+def significant(value: float, digits: int = 4) -> float:
+    """Round to significant digits: a small p-value stays what it is and never becomes 0.
+
+    >>> significant(0.000012345), significant(0.51236)
+    (1.234e-05, 0.5124)
+    """
+    return float(f"{value:.{digits}g}")
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values, in the order given: the chance of any false alarm stays below the level.
 

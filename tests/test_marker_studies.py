@@ -17,6 +17,7 @@ from glioma_nas.marker_studies.tables import TABLES, StudyRow, StudyTable
 from glioma_nas.marker_study import ClassifierSettings
 from glioma_nas.plugins.central_net import CentralNet
 from glioma_nas.progress import Silent
+from glioma_nas.roc_analysis import auc
 from glioma_nas.testing.classifier_suite import ClassifierSuite
 from glioma_nas.testing.prepared_phantoms import prepare_phantom_cohort
 
@@ -148,6 +149,13 @@ def test_study_writes_table_comparisons_page_and_figures(prepared):
         assert row.auc_low <= row.auc <= row.auc_high and row.n == 16
     comparisons = pd.read_csv(result.folder / "comparisons.csv")
     assert list(comparisons["model"]) == ["Hand-made", "Size"] and set(comparisons["baseline"]) == {"age_sex"}
+    between = pd.read_csv(result.folder / "comparisons_between_rows.csv")
+    assert list(between["model"]) == ["Size"] and list(between["other"]) == ["Hand-made"]
+    predictions = [pd.read_csv(result.folder / "predictions" / f"{name}.csv") for name in ("size", "hand_made")]
+    first, second = (rows.sort_values("patient_id")["probability"].to_numpy() for rows in predictions)
+    truth = predictions[0].sort_values("patient_id")["label"].to_numpy()
+    assert between.loc[0, "difference"] == pytest.approx(auc(truth, first) - auc(truth, second), abs=1e-4)
+    assert between.loc[0, "p_holm"] == between.loc[0, "p_value"]  # one pair
     page = (result.folder / "report.html").read_text()
     assert "age and sex alone" in page and "0.850" in page and "which cannot be" in page
     for name in ("roc", "reliability", "central_net_weights"):
@@ -200,6 +208,31 @@ def test_study_refuses_a_network_masks_provenance_that_leaks(prepared):
     config = config_of(prepared, masks="given", mask_provenance="provenance.json")
     with pytest.raises(LeakageError, match="was trained on this patient"):
         run_study(config, FAST, run_folder=prepared / "run", progress=Silent())
+
+
+def test_study_starts_rows_from_given_weights_and_says_which_backbones_it_has(prepared, tmp_path):
+    table = StudyTable("table-y", "Y", "idh", (StudyRow("ResNet", "idh", {"mode": "MIX"}, {}, "resnet"),))
+    weights = tmp_path / "weights.pth"
+    with pytest.raises(ConfigError, match="no row of table-y with preset small has this backbone; it has small"):
+        run_study(
+            config_of(prepared), table, run_folder=prepared / "run", progress=Silent(), pretrained={"resnet50": weights}
+        )
+    torch.save({"conv1.weight": torch.zeros(1)}, weights)
+    with pytest.raises(ConfigError, match="not weights of 'small_resnet'"):
+        run_study(
+            config_of(prepared),
+            table,
+            run_folder=prepared / "run",
+            progress=Silent(),
+            pretrained={"small_resnet": weights},
+        )
+
+
+def test_study_command_refuses_pretrained_without_a_backbone():
+    from glioma_nas.cli.marker_study_commands import _backbone_and_file
+
+    with pytest.raises(ConfigError, match=r"--pretrained w\.pth: give a backbone and its weights file"):
+        _backbone_and_file("w.pth")
 
 
 def test_weights_figure_draws_every_branch():

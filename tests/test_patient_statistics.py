@@ -19,7 +19,17 @@ from glioma_nas.binary_statistics import (
     wilson_interval,
 )
 from glioma_nas.errors import LabelError
-from glioma_nas.roc_analysis import auc, auc_variance, auc_within, choose_threshold, delong, paired_delong, roc_curve
+from glioma_nas.marker_analysis import Versus
+from glioma_nas.roc_analysis import (
+    Comparison,
+    auc,
+    auc_variance,
+    auc_within,
+    choose_threshold,
+    delong,
+    paired_delong,
+    roc_curve,
+)
 
 
 def slow_components(labels, scores):
@@ -310,3 +320,11 @@ def test_accuracy_always_lies_between_sensitivity_and_specificity(rows):
 def test_invariants_fail_on_an_impossible_table_row():
     with pytest.raises(AssertionError, match="accuracy outside"):
         check_invariants({"accuracy": 0.766, "sensitivity": 0.70, "specificity": 0.75, "balanced_accuracy": 0.725})
+
+
+def test_small_p_values_are_written_as_they_are_and_worded_as_less():
+    comparison = Comparison(0.2, 0.1, 0.3, 3.21987e-9, 50, 20)
+    assert comparison.as_json()["p_value"] == 3.22e-9
+    versus = Versus("model", "age_sex", comparison, 6.43974e-9)
+    assert versus.as_json()["p_holm"] == 6.44e-9
+    assert "Holm p < 0.001" in versus.sentence()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,12 +32,32 @@ MarkerOption = Annotated[
 PresetOption = Annotated[str, typer.Option("--preset", help="small (CPU) or full (the published sizes, for a GPU)")]
 
 
+PretrainedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pretrained",
+        metavar="BACKBONE=FILE",
+        help="local weights a backbone's rows start from, such as resnet50=w.pth",
+    ),
+]
+
+
+def _backbone_and_file(text: str) -> tuple[str, Path]:
+    from glioma_nas.errors import ConfigError
+
+    backbone, equals, file = text.partition("=")
+    if not (backbone and equals and file):
+        raise ConfigError(f"--pretrained {text}: give a backbone and its weights file, such as resnet50=weights.pth")
+    return backbone, Path(file).resolve()
+
+
 def _study_command(name: str) -> None:
     def command(
         config: ConfigArgument,
         out: OutOption = None,
         marker: MarkerOption = None,
         preset: PresetOption = "small",
+        pretrained: PretrainedOption = None,
         override: SetOption = None,
         plugin: PluginOption = None,
     ) -> None:
@@ -49,12 +70,19 @@ def _study_command(name: str) -> None:
         loaded = load_run_config(config, override, plugin)
         load_plugins(loaded.plugins)
         folder = run_folder(config, out)
+        weights_files = dict(_backbone_and_file(text) for text in pretrained or [])
         # Masks of the sheet need no network; a network's need everything up to the segment stage.
         stages = ("preprocess", "latency", "search", "train", "segment")
         with shown_progress() as progress:
             Pipeline(loaded, folder, progress).run(stages[:1] if loaded.classify.masks in _SHEET_MASKS else stages)
             result = run_study(
-                loaded, TABLES[name], run_folder=folder.resolve(), progress=progress, marker=marker, preset=preset
+                loaded,
+                TABLES[name],
+                run_folder=folder.resolve(),
+                progress=progress,
+                marker=marker,
+                preset=preset,
+                pretrained=weights_files,
             )
             weights = None
             for row in result.table.rows:

@@ -21,6 +21,7 @@ from glioma_nas.report.document import (
     Table,
     interval,
     number,
+    p_value,
     plural,
     show_number,
     text,
@@ -66,6 +67,7 @@ def write_page(result: StudyResult, central_weights: Mapping[str, Sequence[float
             )
         ),
         _table(result),
+        _between(result),
         Figures("Out-of-fold predictions, one for each patient.", pictures),
     )
     sentences = [f"{item.classifier}: {item.sentence()}" for item in result.analysis.versus]
@@ -169,6 +171,26 @@ def _table(result: StudyResult) -> Table:
         "bootstrap over patients (kappa). Source: what the thesis printed for its own 263 patients."
     )
     return Table("study", caption, columns, result.rows())
+
+
+def _between(result: StudyResult) -> Table:
+    rows = [
+        {"model": item.classifier, "other": item.baseline, **item.as_json(), "clear": "yes" if item.is_clear else "no"}
+        for item in result.analysis.between
+    ]
+    columns = [
+        text("model", "Model"),
+        text("other", "Compared with"),
+        number("difference", "AUC difference", 3),
+        interval("low", "high", 3),
+        p_value("p_holm", "p (Holm)"),
+        text("clear", "Beyond chance"),
+    ]
+    caption = (
+        "The rows of the table against each other: DeLong's paired test on the same patients, p-values corrected by "
+        f"Holm for {plural(len(rows), 'pair')}. One seed: that trainings vary by their draws is not in these p-values."
+    )
+    return Table("between_rows", caption, columns, rows)
 
 
 def _source_note(result: StudyResult) -> str:

@@ -75,6 +75,7 @@ def run_study(
     progress: Progress,
     marker: str | None = None,
     preset: str = "small",
+    pretrained: Mapping[str, Path] | None = None,
 ) -> StudyResult:
     """Cross-validate every row of ``table`` and the baselines; finished folds are read back.
 
@@ -85,9 +86,10 @@ def run_study(
         progress: Where to report.
         marker: Marker of the configuration; by default the table's.
         preset: ``small`` for CPUs or ``full``.
+        pretrained: Backbone → local weights file that its rows start from; all others start from random weights.
 
     Raises:
-        ConfigError: The marker or preset is unknown.
+        ConfigError: The marker or preset is unknown, or no row has such a backbone.
         LabelError: The labels cannot be used.
         LeakageError: A mask comes from a network that saw its patient.
         StorageError: The folder holds a study of other inputs.
@@ -102,9 +104,9 @@ def run_study(
         raise ConfigError(f"unknown preset '{preset}': {did_you_mean(preset, PRESETS)}")
     chosen = config.classify.markers[name]
     settings = classifier_settings(config.classify, chosen)
+    options = _row_options(table, preset, pretrained or {})
     evaluators = {
-        row.label: (row.classifier, build_evaluator(row.classifier, settings, row.full_options(preset)))
-        for row in table.rows
+        row.label: (row.classifier, build_evaluator(row.classifier, settings, options[row.label])) for row in table.rows
     }
     baselines = {other: (other, build_evaluator(other, settings, {})) for other in config.classify.baselines}
     cohort = PreparedCohort.load(run_folder / "preprocess")
@@ -112,7 +114,7 @@ def run_study(
     masks = mask_source(config, segmented if segmented.is_dir() else None)
     plan = plan_marker(config, cohort, masks, name, chosen)
     folder = run_folder / "studies" / f"{table.name.replace('-', '_')}_{name}_{preset}"
-    _claim(folder, config, run_folder, name, preset)
+    _claim(folder, config, run_folder, name, preset, pretrained or {})
     cases = cut_cases(config, cohort, plan)
     frames = {}
     for label, (classifier, evaluator) in {**evaluators, **baselines}.items():
@@ -138,11 +140,15 @@ def run_study(
     )
     result = StudyResult(table, plan, preset, analysis, frames, folder, cohort.folds.n)
     write_text(folder / "table.csv", pd.DataFrame(result.rows()).to_csv(index=False))
-    comparisons = [
-        {"model": item.classifier, "baseline": item.baseline, **item.as_json(), "sentence": item.sentence()}
-        for item in analysis.versus
-    ]
-    write_text(folder / "comparisons.csv", pd.DataFrame(comparisons).to_csv(index=False))
+    for file, other, compared in (
+        ("comparisons.csv", "baseline", analysis.versus),
+        ("comparisons_between_rows.csv", "other", analysis.between),
+    ):
+        comparisons = [
+            {"model": item.classifier, other: item.baseline, **item.as_json(), "sentence": item.sentence()}
+            for item in compared
+        ]
+        write_text(folder / file, pd.DataFrame(comparisons).to_csv(index=False))
     for label, frame in frames.items():
         write_text(folder / "predictions" / f"{slug(label)}.csv", frame.to_csv(index=False))
     return result
@@ -168,7 +174,24 @@ def _inputs(config: RunConfig, run_folder: Path) -> list[Path]:
     return paths
 
 
-def _claim(folder: Path, config: RunConfig, run_folder: Path, marker: str, preset: str) -> None:
+def _row_options(table: StudyTable, preset: str, pretrained: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    options = {row.label: row.full_options(preset) for row in table.rows}
+    backbones = sorted({str(chosen["backbone"]) for chosen in options.values() if "backbone" in chosen})
+    for backbone in pretrained:
+        if backbone not in backbones:
+            has = f"it has {', '.join(backbones)}" if backbones else "its networks have no published weights"
+            raise ConfigError(
+                f"--pretrained {backbone}: no row of {table.name} with preset {preset} has this backbone; {has}"
+            )
+    for chosen in options.values():
+        if chosen.get("backbone") in pretrained:
+            chosen["pretrained"] = str(pretrained[chosen["backbone"]])
+    return options
+
+
+def _claim(
+    folder: Path, config: RunConfig, run_folder: Path, marker: str, preset: str, pretrained: Mapping[str, Path]
+) -> None:
     # Folds of another configuration must not be read back as if they were of this one.
     classify = config.classify.model_dump(mode="json", exclude={"markers"})
     content = {
@@ -177,6 +200,7 @@ def _claim(folder: Path, config: RunConfig, run_folder: Path, marker: str, prese
         "classify": classify,
         "missing_sequence": config.cohort.missing_sequence,
         "preset": preset,
+        "pretrained": {backbone: sha256_file(path) for backbone, path in sorted(pretrained.items())},
         "folds": read_json(run_folder / "preprocess" / "folds.json")["hash"],
         "inputs": [sha256_file(path) for path in _inputs(config, run_folder)],
     }

@@ -163,6 +163,11 @@ def number(key: str, heading: str, digits: int = 0) -> Column:
     return Column(heading, lambda row: show_number(row.get(key), digits), numeric=True)
 
 
+def p_value(key: str, heading: str) -> Column:
+    """Return a column of p-values, see `show_p`."""
+    return Column(heading, lambda row: show_p(row.get(key)), numeric=True)
+
+
 def interval(low: str, high: str, digits: int, heading: str = "95 % interval") -> Column:
     """Return a column of intervals."""
     return Column(heading, lambda row: show_interval(row.get(low), row.get(high), digits), numeric=True)
@@ -174,6 +179,16 @@ def show_number(value: Any, digits: int) -> str | None:
         return None
     shown = f"{float(value):.{digits}f}"
     return shown.replace("-", "−") if float(shown) != 0 else shown.removeprefix("-")
+
+
+def show_p(value: Any, *, equals: str = "") -> str | None:
+    """Render a p-value with three decimals, below them as ``< 0.001``; none when it is absent or not finite.
+
+    >>> show_p(0.00004), show_p(0.0314, equals="= ")
+    ('< 0.001', '= 0.031')
+    """
+    shown = show_number(value, 3)
+    return "< 0.001" if shown is not None and float(value) < 0.001 else None if shown is None else equals + shown
 
 
 def show_interval(low: Any, high: Any, digits: int) -> str | None:

@@ -24,9 +24,11 @@ from glioma_nas.report.document import (
     Table,
     interval,
     number,
+    p_value,
     plural,
     show_interval,
     show_number,
+    show_p,
     text,
 )
 from glioma_nas.report.figures import Figure, png_uri
@@ -109,7 +111,7 @@ def baseline_sentence(found: MarkerRecords) -> tuple[str, bool] | None:
     if gap.low > 0 and (recorded is None or recorded["beats"]):
         return f"The image model beats {BASELINE} alone: {words}.", True
     if gap.low > 0 and recorded is not None:
-        corrected = f"corrected by Holm for the number of baselines p = {show_number(recorded['p_holm'], 3)}"
+        corrected = f"corrected by Holm for the number of baselines p {show_p(recorded['p_holm'], equals='= ')}"
         return f"The image model is not shown to beat {BASELINE} alone: {words}; {corrected}.", False
     if gap.difference > 0:
         return f"The image model is not shown to beat {BASELINE} alone: {words}; the interval includes 0.", False
@@ -178,7 +180,7 @@ def _add_details(section: Section, name: str, found: MarkerRecords) -> None:
             interval("auc_low", "auc_high", 3),
             number("difference", "Model minus baseline", 3),
             interval("low", "high", 3),
-            number("p_holm", "p (Holm)", 3),
+            p_value("p_holm", "p (Holm)"),
             number("n", "n"),
             text("verdict", "Verdict"),
         ]

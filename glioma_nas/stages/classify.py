@@ -45,6 +45,7 @@ from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCase, PreparedCohort
 from glioma_nas.roc_analysis import Estimate
 from glioma_nas.seeding import derive_seed
+from glioma_nas.significance import significant
 from glioma_nas.slice_classifier import SliceClassifierEvaluator
 from glioma_nas.subtype_table import check_subtype, subtype_rows
 
@@ -283,7 +284,7 @@ def _summary(
         },
         "auc_minus_baseline": against.get(BASELINE),
         "auc_minus_baselines": against,
-        "permutation_p": {name: round(value, 4) for name, value in analysis.permutation_p.items()},
+        "permutation_p": {name: significant(value) for name, value in analysis.permutation_p.items()},
         "statement": analysis.statement(plan.config.classifier),
     }
 
