@@ -1,7 +1,7 @@
 """Train one network on several devices of this machine: one process for each, joined by Lightning's DDP.
 
 The processes are started here and not by Lightning, which would run the whole command again in each of them. They find
-each other through a file, so nothing listens for strangers, and talk over the loopback interface (or NCCL on GPUs).
+each other through a file, so nothing listens for strangers, and talk over the loopback interface.
 
 Reference: Li et al., PyTorch Distributed: Experiences on Accelerating Data Parallel Training, VLDB 2020.
 """
@@ -23,6 +23,7 @@ from glioma_nas.nni_experiments.trial_supervisor import die_with_parent
 
 STORE_FILE = "processes.store"
 
+_LAUNCHER_VARIABLE = "GLIOMA_NAS_LAUNCHER"
 _POLL_S = 0.5
 _STOP_S = 10.0
 
@@ -58,8 +59,10 @@ def join(folder: Path, device: str) -> None:
         device: ``cpu`` or ``cuda``.
     """
     # A process that was killed cannot end its children; they would wait for each other, or train on unseen.
-    die_with_parent(signal.SIGTERM)
+    die_with_parent(signal.SIGTERM, parent=int(os.environ.get(_LAUNCHER_VARIABLE, os.getppid())))
+    # Both libraries open listening sockets of their own, on the network unless told otherwise.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")
     dist.init_process_group(
         "nccl" if device.startswith("cuda") else "gloo",
         init_method=f"file://{(folder / STORE_FILE).resolve()}",
@@ -92,6 +95,7 @@ def launch(
         for number, log in enumerate(logs):
             environment = {
                 **os.environ,
+                _LAUNCHER_VARIABLE: str(os.getpid()),
                 # Lightning takes these for torchrun's, and then starts no process itself.
                 "TORCHELASTIC_RUN_ID": "glioma_nas",
                 "RANK": str(number),

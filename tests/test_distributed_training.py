@@ -77,11 +77,12 @@ def test_a_process_that_fails_ends_the_others_and_is_named(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
-def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
+def test_processes_listen_on_loopback_and_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
     child = (
         "import os, sys, time; from pathlib import Path; from glioma_nas.distributed_training import join; "
         f"folder = Path({str(tmp_path)!r}); join(folder, 'cpu'); "
-        "(folder / os.environ['RANK']).write_text(str(os.getpid())); time.sleep(120)"
+        "(folder / os.environ['RANK']).write_text(f'{os.getpid()} ' + os.environ['NCCL_SOCKET_IFNAME']); "
+        "time.sleep(120)"
     )
     parent = (
         "from pathlib import Path; from glioma_nas.distributed_training import launch; "
@@ -91,11 +92,19 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) 
     marks = [tmp_path / "0", tmp_path / "1"]
     try:
         until(lambda: all(mark.is_file() and mark.read_text() for mark in marks), 60, "both processes have joined")
+        words = [mark.read_text().split() for mark in marks]
+        assert [interface for _, interface in words] == ["=lo", "=lo"]
+        assert set().union(*(listening(int(pid)) for pid, _ in words)) <= {"127.0.0.1", "::1"}
     finally:
         launcher.kill()
         launcher.wait()
-    pids = [int(mark.read_text()) for mark in marks]
+    pids = [int(pid) for pid, _ in words]
     until(lambda: not any(is_running(pid) for pid in pids), 10, "both are gone")
+
+
+def listening(pid: int) -> set[str]:
+    sockets = psutil.Process(pid).net_connections(kind="inet")
+    return {item.laddr.ip for item in sockets if item.status == psutil.CONN_LISTEN}
 
 
 def is_running(pid: int) -> bool:

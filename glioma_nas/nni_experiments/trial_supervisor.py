@@ -2,7 +2,7 @@
 
 NNI 3.0 shows a trial that a signal killed (out of memory) as canceled by the user, and stops a trial by a signal to its
 first process alone. The parent, which uses little memory, survives what kills its child and turns it into a failure
-with the reason on the last line of stderr; and it passes on what NNI wants stopped.
+with the reason on the last line of stderr; and it passes on what NNI wants stopped, to whatever the trial has started.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,10 @@ from glioma_nas.local import ENVIRONMENT_VARIABLE as PLUGINS_VARIABLE
 
 REASON_FILE = "failure.txt"
 GRACE_S = 3.0
+_POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1
+# Loaded before any fork: between fork and exec a process must not wait for a lock that another thread held.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def supervise(command: Sequence[str]) -> int:
@@ -29,17 +33,23 @@ def supervise(command: Sequence[str]) -> int:
     When NNI stops the trial, this process ends by NNI's own signal, because only then NNI shows the trial as stopped
     rather than failed. When the NNI manager dies, so does the trial: its experiment is resumed with `nni resume`.
     """
-    die_with_parent(signal.SIGTERM)
+    die_with_parent(signal.SIGTERM, parent=os.getppid())
     reason_file = Path(os.environ.get("NNI_OUTPUT_DIR") or ".") / REASON_FILE
     reason_file.unlink(missing_ok=True)
     # Plugins come with the trial's code folder; those of whoever started NNI would clash with them.
     environment = {name: value for name, value in os.environ.items() if name != PLUGINS_VARIABLE}
-    child = subprocess.Popen(command, env=environment, preexec_fn=lambda: die_with_parent(signal.SIGKILL))
+    own = os.getpid()
+    # A process group of its own, so that data loaders and whatever else the trial starts end with it.
+    child = subprocess.Popen(
+        command,
+        env=environment,
+        process_group=0,
+        preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent=own),
+    )
     stopped_by: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped_by.append(number)
-        child.terminate()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -55,19 +65,32 @@ def supervise(command: Sequence[str]) -> int:
     return 1
 
 
-def die_with_parent(number: int) -> None:
-    """Ask the kernel (Linux) for a signal when the parent process dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+def die_with_parent(number: int, *, parent: int) -> None:
+    """Ask the kernel (Linux) for a signal when the parent process dies, however it dies.
+
+    Args:
+        number: The signal.
+        parent: Process id of the parent. When it has died before the kernel was asked, the signal comes at once.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), number)
 
 
 def _wait(child: subprocess.Popen[bytes], stopped_by: list[int]) -> int:
-    while True:
-        try:
-            return child.wait(timeout=GRACE_S)
-        except subprocess.TimeoutExpired:
-            if stopped_by:
-                child.kill()
+    """Wait for the trial, stop its group when asked to, and end what it leaves behind."""
+    kill_at: float | None = None
+    # The trial is only looked at until its group is gone: as long as it is not reaped, nobody else gets its number.
+    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if stopped_by and kill_at is None:
+            os.killpg(child.pid, signal.SIGTERM)
+            kill_at = time.monotonic() + GRACE_S
+        elif kill_at is not None and time.monotonic() > kill_at:
+            os.killpg(child.pid, signal.SIGKILL)
+        time.sleep(_POLL_S)
+    os.killpg(child.pid, signal.SIGKILL)
+    return child.wait()
 
 
 def _reason(status: int, reason_file: Path) -> str:
