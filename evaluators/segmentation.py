@@ -47,8 +47,8 @@ def split_training_cases(
     Args:
         cohort: The prepared cohort.
         fold: Which fold's training patients.
-        split: ``search`` gives two halves (METHOD §3: W and architecture data 1:1); ``train`` gives all and none, or
-            what ``validation_fraction`` says.
+        split: ``search`` gives two halves (METHOD §3: W and architecture data 1:1), ``trial`` the same ones; ``train``
+            gives all and none, or what ``validation_fraction`` says.
         seed: Seed of the halving.
         validation_fraction: Share of the training patients, in [0, 1), that validates with ``train``. Which ones they
             are depends on the fold alone, so that all networks and seeds of a fold have the same.
@@ -63,8 +63,8 @@ def split_training_cases(
         if not cases:
             raise CohortError(f"fold {fold}: no training case has a mask; add masks to the sheet")
         return _hold_out(cases, validation_fraction, fold) if validation_fraction else (cases, [])
-    if split != "search":
-        raise ConfigError(f"unknown split '{split}'; allowed: search, train")
+    if split not in ("search", "trial"):
+        raise ConfigError(f"unknown split '{split}'; allowed: search, train, trial")
     patients = sorted({case.patient_id for case in cases})
     if len(patients) < 2:
         raise CohortError(f"fold {fold}: {len(patients)} training patients with masks; searching needs at least 2")
@@ -102,7 +102,8 @@ class SegmentationEvaluator(Lightning):
         prepared: Folder of the preprocess stage.
         sequences: Input channels, in order.
         folder: Where checkpoints and history go.
-        split: ``search``: half of the training patients train and the other half scores; ``train``: all of them train.
+        split: ``search``: half of the training patients train and the other half scores; ``train``: all of them train;
+            ``trial``: half of them train, as with ``train``, and whoever asked measures the network on the other half.
         fold: Fold whose training patients are used; its test patients are never read.
         epochs: Epochs in total.
         steps_per_epoch: Batches of an epoch; none for one pass over all slices.
@@ -204,7 +205,7 @@ class SegmentationEvaluator(Lightning):
 
         # Scores are taken on every slice once, as it is, so that they do not depend on any draw.
         self.scoring_loader = None
-        if validation:
+        if validation and split != "trial":
             plain = SliceDataset(validation, tuple(sequences), augment=False, seed=self.seed)
             self.scoring_loader = DataLoader(plain, batch_size=batch_size)
 
@@ -229,7 +230,7 @@ class SegmentationEvaluator(Lightning):
             validation=self.scoring_loader if split == "train" else None,
             compiled=compiled,
         )
-        self._checkpoint = checkpoint if split == "train" else None
+        self._checkpoint = None if split == "search" else checkpoint
         self.kept: dict[str, Any] = {}
         self._new_trainer = partial(
             make_trainer,
@@ -238,8 +239,8 @@ class SegmentationEvaluator(Lightning):
             progress=progress,
             label=label,
             device=device,
-            gradient_clip=5.0 if split == "train" else None,
-            stage=split,
+            gradient_clip=None if split == "search" else 5.0,
+            stage="search" if split == "search" else "train",
             precision=precision,
             tensorboard=tensorboard,
         )

@@ -14,6 +14,7 @@ from glioma_nas import registry
 from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import ConfigError, StorageError
+from glioma_nas.files import atomic_path
 from glioma_nas.seeding import isolated_torch_rng
 from glioma_nas.space_building import N_CLASSES, build_space, construct
 
@@ -99,3 +100,12 @@ def load_network(config: RunConfig, search_folder: Path, train_folder: Path, fol
 def weights_path(train_folder: Path, fold: int, name: str) -> Path:
     """Return where the weights of ``name`` trained for ``fold`` lie."""
     return train_folder / f"fold{fold}" / name / WEIGHTS_FILE
+
+
+def save_weights(network: nn.Module, file: Path) -> None:
+    """Write a network's weights and buffers as a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    with atomic_path(file) as temporary:
+        save_file(state, temporary)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+
+from glioma_nas.nni_experiments.manager_process import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 NNICTL = Path(sys.executable).with_name("nnictl")
@@ -99,9 +101,22 @@ class Nni:
         self.call("nni", "create", folder, "--detach", **environment)
         return self.newest()
 
+    def start_plainly(
+        self, folder: Path, program: Sequence[str] = (str(NNICTL),), **environment: str
+    ) -> dict[str, Any]:
+        """Create an experiment with plain ``nnictl create``, return its line of NNI's list."""
+        config, before = folder / "config.yml", len(self.records())
+        for _ in range(10):  # it gives its manager three seconds to start, which a busy machine may not manage
+            command = [*program, "create", "--config", str(config), "--port", str(free_port(1))]
+            self._run(command, check=False, extra=environment)
+            if len(self.records()) > before:
+                return self.newest()
+        raise AssertionError(f"nnictl create --config {config} started nothing")
+
     def records(self) -> list[dict[str, Any]]:
         """Return NNI's list of experiments, oldest first."""
-        records = json.loads((self.home / "nni-experiments" / ".experiment").read_text())
+        path = self.home / "nni-experiments" / ".experiment"
+        records = json.loads(path.read_text()) if path.is_file() else {}
         return sorted(records.values(), key=lambda item: int(item["startTime"]))
 
     def newest(self) -> dict[str, Any]:
@@ -116,7 +131,12 @@ class Nni:
         return list(self.get(record["port"], "/trial-jobs"))
 
     def wait(self, record: dict[str, Any], state: str = "DONE", timeout_s: float = 120) -> None:
-        until(lambda: self.get(record["port"], "/check-status")["status"] == state, timeout_s, f"state {state}")
+        def reached() -> bool:
+            found = self.get(record["port"], "/check-status")
+            assert found["status"] in (state, "INITIALIZED", "RUNNING", "NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL"), found
+            return bool(found["status"] == state)
+
+        until(reached, timeout_s, f"state {state}")
 
     def end(self) -> None:
         """End whatever was started in this home."""
@@ -174,6 +194,44 @@ def write_light_experiment(folder: Path, modes: list[Any], **changes: Any) -> Pa
     }
     (folder / "config.yml").write_text(yaml.safe_dump(config))
     return folder
+
+
+def wait_for_waiting_trial(nni: Nni, record: dict[str, Any]) -> dict[str, Any]:
+    """Wait until the light trial that waits runs and has said so, and return it."""
+
+    def found() -> list[dict[str, Any]]:
+        trials = [trial for trial in nni.trials(record) if trial["status"] == "RUNNING"]
+        return [trial for trial in trials if "waits" in str(trial.get("hyperParameters"))]
+
+    trial: dict[str, Any] = until(found, 60, "the waiting trial runs")[0]
+    until(lambda: nni.get(record["port"], f"/metric-data/{trial['trialJobId']}"), 60, "its first figure")
+    return trial
+
+
+def light_trials(home: Path) -> list[int]:
+    """Return the process ids of light trials, their parents included, of users whose home lies in ``home``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            own = Path(process.environ().get("HOME", "/")).is_relative_to(home)
+            if own and any(part.endswith(("light.py", "supervised.py")) for part in process.cmdline()):
+                found.append(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def output_of(trial: dict[str, Any]) -> Path:
+    return Path(trial["logPath"])
+
+
+def tensorboard_tags(folder: Path) -> set[str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    return {*tags["scalars"], *tags["images"]}
 
 
 def require_program(name: str, package: str) -> str:

@@ -19,8 +19,8 @@ from glioma_nas.latency_backend import LatencyBackend
 from glioma_nas.nni_experiments.checkpoint_serializer import JsonCheckpointSerializer
 from glioma_nas.registry import latency_backends, load_file
 from glioma_nas.testing.latency_suite import LatencyBackendSuite
-from tests.nni_runs import ROOT, Nni, nni_in
-from tests.test_nni_trials import TINY_RUN, output_of, write_run
+from tests.nni_runs import ROOT, Nni, nni_in, output_of
+from tests.tiny_run import TINY_RUN, write_run
 
 EXAMPLES = ROOT / "examples"
 PLUGINS = [

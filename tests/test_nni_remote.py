@@ -8,23 +8,40 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from nni.experiment.config.training_services import RemoteConfig
 
 from glioma_nas.errors import ConfigError
 from glioma_nas.nni_experiments.loopback import guarded_environment
 from glioma_nas.nni_experiments.manager import load_nni_config
-from tests.nni_runs import ROOT, Nni, nni_in, require_program, until
-from tests.test_nni_trials import write_run
+from glioma_nas.nni_experiments.remote_workers import unguarded_workers
+from tests.nni_runs import (
+    ROOT,
+    Nni,
+    light_trials,
+    nni_in,
+    require_program,
+    until,
+    wait_for_waiting_trial,
+    write_light_experiment,
+)
+from tests.tiny_run import write_run
 
 
-def start_ssh_server(folder: Path, worker_home: Path, **environment: str) -> tuple[subprocess.Popen[bytes], int]:
-    """Start an OpenSSH server that lets this user in with ``folder/key``; it sets ``environment`` in its sessions."""
+def start_ssh_server(
+    folder: Path, worker_home: Path, *, guarded: bool = True, **environment: str
+) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+    """Start an OpenSSH server that lets this user in with ``folder/key``; it sets ``environment`` in its sessions.
+
+    Returns:
+        The server, and the worker's entry in NNI's ``machineList``.
+    """
     # sshd insists on being called by its absolute path.
     sshd = require_program("sshd", "openssh-server")
     folder.mkdir()
@@ -37,7 +54,8 @@ def start_ssh_server(folder: Path, worker_home: Path, **environment: str) -> tup
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     variables = {"HOME": str(worker_home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PIP_NO_INDEX": "1"}
-    variables["NODE_OPTIONS"] = guarded_environment({})["NODE_OPTIONS"]  # what `nni guard` does on a worker
+    if guarded:
+        variables["NODE_OPTIONS"] = guarded_environment({})["NODE_OPTIONS"]  # what `nni guard` does on a worker
     settings = " ".join(f'"{name}={value}"' for name, value in {**variables, **environment}.items())
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile {folder}/pid\nUsePAM no\n"
@@ -53,7 +71,13 @@ def start_ssh_server(folder: Path, worker_home: Path, **environment: str) -> tup
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     until(answers, 20, "the SSH server")
-    return server, port
+    return server, {
+        "host": "127.0.0.1",
+        "port": port,
+        "user": getpass.getuser(),
+        "sshKeyFile": str(folder / "key"),
+        "pythonPath": str(Path(sys.executable).parent),
+    }
 
 
 def listening(home: Path) -> set[str]:
@@ -69,6 +93,12 @@ def listening(home: Path) -> set[str]:
     return found
 
 
+def needs_ssh_server(test: Callable[..., None]) -> Callable[..., None]:
+    root = getpass.getuser() == "root" and sys.platform == "linux"
+    skip = pytest.mark.skipif(not root, reason="an SSH server for this test needs Linux and root")
+    return pytest.mark.slow(skip(test))
+
+
 @pytest.fixture
 def servers() -> Iterator[list[subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
@@ -78,26 +108,15 @@ def servers() -> Iterator[list[subprocess.Popen[bytes]]]:
         server.wait(timeout=20)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")
+@needs_ssh_server
 def test_two_workers_share_the_trials_over_ssh(tmp_path: Path, servers: list[subprocess.Popen[bytes]]) -> None:
-    if getpass.getuser() != "root":
-        pytest.skip("an SSH server for this test needs root")
     experiment, staged = tmp_path / "experiment", tmp_path / "staged"
     machines: list[dict[str, Any]] = []
     # The first worker reads the shared folder; the second one a copy of its own.
     for name, environment in (("shared", {}), ("own", {"GLIOMA_NAS_NNI_RUN": str(staged)})):
-        server, port = start_ssh_server(tmp_path / name, tmp_path / "home" / name, **environment)
+        server, machine = start_ssh_server(tmp_path / name, tmp_path / "home" / name, **environment)
         servers.append(server)
-        machines.append(
-            {
-                "host": "127.0.0.1",
-                "port": port,
-                "user": getpass.getuser(),
-                "sshKeyFile": str(tmp_path / name / "key"),
-                "pythonPath": str(Path(sys.executable).parent),
-            }
-        )
+        machines.append(machine)
     service = {"platform": "remote", "nniManagerIp": "127.0.0.1", "machineList": machines}
     (tmp_path / "service.yml").write_text(yaml.safe_dump(service))
     with nni_in(tmp_path) as nni:
@@ -134,6 +153,42 @@ def test_two_workers_share_the_trials_over_ssh(tmp_path: Path, servers: list[sub
                 Nni(tmp_path / "home" / name).end()
 
 
+@needs_ssh_server
+def test_stop_ends_the_trials_on_the_worker(tmp_path: Path, servers: list[subprocess.Popen[bytes]]) -> None:
+    server, machine = start_ssh_server(tmp_path / "server", tmp_path / "home" / "worker")
+    servers.append(server)
+    service = {"platform": "remote", "machineList": [machine]}
+    folder = write_light_experiment(
+        tmp_path / "stopped", ["waits"], trainingService=service, nniManagerIp="127.0.0.1", trialConcurrency=1
+    )
+    with nni_in(tmp_path) as nni:
+        try:
+            wait_for_waiting_trial(nni, nni.start(folder))
+            assert light_trials(tmp_path / "home" / "worker")
+            nni.call("nni", "stop", folder)
+            until(lambda: not light_trials(tmp_path / "home"), 20, "the trial on the worker is gone")
+            until(lambda: not listening(tmp_path / "home"), 20, "NNI's server on the worker is gone")
+        finally:
+            Nni(tmp_path / "home" / "worker").end()
+
+
+@needs_ssh_server
+def test_worker_that_is_not_guarded_is_told_of(tmp_path: Path, servers: list[subprocess.Popen[bytes]]) -> None:
+    machines = []
+    for name, guarded in (("open", False), ("guarded", True)):
+        server, machine = start_ssh_server(tmp_path / name, tmp_path / "home" / name, guarded=guarded)
+        servers.append(server)
+        machines.append(machine)
+    machines.append({**machines[1], "sshKeyFile": str(tmp_path / "open" / "key")})  # which that server does not know
+    machines.append({"host": "worker.example", "user": "me", "password": "secret"})
+    found = unguarded_workers(RemoteConfig(machineList=machines).canonical_copy().machine_list)
+    assert [line.split("; NNI starts")[0] for line in found] == [
+        "worker 127.0.0.1: its Python environment is not guarded",
+        f"worker 127.0.0.1: not looked at ({getpass.getuser()}@127.0.0.1: Permission denied (publickey).)",
+        "worker worker.example: not looked at, because it needs a password",
+    ]
+
+
 def test_kubernetes_example_passes_nnis_own_schema(tmp_path: Path) -> None:
     example = (ROOT / "examples" / "nni" / "frameworkcontroller.yml").read_text()
     (tmp_path / "code").mkdir()
@@ -148,8 +203,6 @@ def test_kubernetes_example_passes_nnis_own_schema(tmp_path: Path) -> None:
 
 
 def test_remote_example_is_what_nni_config_takes(tmp_path: Path) -> None:
-    from nni.experiment.config.training_services import RemoteConfig
-
     section = yaml.safe_load((ROOT / "examples" / "nni" / "remote.yml").read_text())
     assert section.pop("nniManagerIp") == "127.0.0.1"
     config = RemoteConfig(**section)

@@ -13,34 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from glioma_nas.testing.phantoms import write_phantom_cohort
-from tests.nni_runs import Nni, nni_in, require_program, until
+from glioma_nas.nni_experiments.loopback import guarded_environment
+from tests.nni_runs import Nni, nni_in, output_of, require_program, tensorboard_tags, until
+from tests.tiny_run import TINY_RUN, write_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")]
 
-TINY_RUN: dict[str, Any] = {
-    "seed": 1,
-    "cohort": {"sheet": "cohort/cohort.csv", "sequences": ["t1ce", "flair"]},
-    "preprocess": {"crop_size_px": 48, "image_size_px": 32, "workers": 1},
-    "folds": {"n_folds": 2},
-    "latency": {"runs": 2, "warmup_runs": 1, "network_runs": 3, "threads": 1},
-    "search": {
-        "space_options": {"preset": "tiny"},
-        "strategy_options": {
-            "pretrain_widths": ["max"],
-            "search_widths": ["sampled"],
-            "finetune_steps": 2,
-            "recalibration_batches": 1,
-        },
-        "pretrain_epochs": 1,
-        "search_epochs": 2,
-        "steps_per_epoch": 2,
-        "batch_size": 4,
-    },
-    "train": {"epochs": 3, "steps_per_epoch": 12, "batch_size": 4, "learning_rate": 0.05},
-}
+# Long enough for the network to find some tumour.
+TRAINING = {"epochs": 3, "steps_per_epoch": 12, "batch_size": 4, "learning_rate": 0.05}
+
+
+# What `nni guard` does for plain nnictl.
+GUARDED = {"NODE_OPTIONS": guarded_environment({})["NODE_OPTIONS"]}
 
 
 @pytest.fixture
@@ -49,25 +34,16 @@ def nni(tmp_path: Path) -> Iterator[Nni]:
         yield found
 
 
-def write_run(folder: Path, *, n_patients: int = 8, **changes: Any) -> Path:
-    write_phantom_cohort(folder / "cohort", n_patients, 0)
-    (folder / "run.yaml").write_text(yaml.safe_dump({**TINY_RUN, **changes}))
-    return folder / "run.yaml"
-
-
-def output_of(trial: dict[str, Any]) -> Path:
-    return Path(trial["logPath"])
-
-
 def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_path: Path) -> None:
     experiment = tmp_path / "experiment"
     nni.call(
-        *("nni", "config", write_run(tmp_path), "--out", experiment, "--trials", 3, "--tuner", "GridSearch"),
+        *("nni", "config", write_run(tmp_path, train=TRAINING), "--out", experiment),
+        *("--trials", 3, "--tuner", "GridSearch"),
         *("--strategy", "co_search", "--strategy", "nni.gumbel_darts", "--search", "strategy"),
     )
     code = "".join(path.read_text() for path in (experiment / "code").rglob("*") if path.is_file())
     assert "cohort.csv" not in code and "P001" not in code
-    record = nni.start(experiment)
+    record = nni.start_plainly(experiment, **GUARDED)
     epochs = until(lambda: list(experiment.glob("trials/*/epochs.json")), 120, "the first epoch of a trial")[0]
     os.kill(record["pid"], signal.SIGKILL)
     done = nni.call("nni", "resume", record["id"])
@@ -95,15 +71,6 @@ def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_pa
     assert {row["strategy"] for row in table} == {"co_search", "nni.gumbel_darts"}
     assert all(row["intermediate"].count('"epoch"') == 6 for row in table)
     look_at_web_ui(after["port"], tmp_path)
-
-
-def tensorboard_tags(folder: Path) -> set[str]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    tags = events.Tags()
-    return {*tags["scalars"], *tags["images"]}
 
 
 @contextmanager
@@ -206,14 +173,13 @@ class Faulty(nn.Sequential):
 def test_plugin_that_raises_fails_its_trial_with_the_reason(nni: Nni, tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
     search = {**TINY_RUN["search"], "space_options": {"preset": "tiny", "operators": ["skip", "faulty"]}}
-    run = write_run(tmp_path, plugins=["faulty.py"], search=search)
+    run = write_run(tmp_path, plugins=["faulty.py"], search=search, train=TRAINING)
     experiment = tmp_path / "experiment"
     nni.call("nni", "config", run, "--out", experiment, "--kind", "architecture", "--trials", 5, "--tuner", "Random")
-    done = nni.call("nni", "create", experiment)
-    assert "4 FAILED, 1 SUCCEEDED" in done.stdout
-    assert "broken at import" in done.stdout
-    trials = sorted(nni.trials(nni.newest()), key=lambda trial: int(trial["sequenceId"]))
+    record = nni.start_plainly(experiment, **GUARDED)
+    nni.wait(record, timeout_s=240)
+    trials = sorted(nni.trials(record), key=lambda trial: int(trial["sequenceId"]))
     reasons = [(output_of(trial) / "trial.stderr").read_text().strip().splitlines()[-1] for trial in trials[:4]]
+    assert [trial["status"] for trial in trials] == ["FAILED"] * 4 + ["SUCCEEDED"]
     for reason, word in zip(reasons, ("at import", "at build", "in forward", "not a finite number"), strict=True):
         assert reason.startswith("trial failed: ") and word in reason
-    assert trials[4]["status"] == "SUCCEEDED"

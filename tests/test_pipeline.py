@@ -21,27 +21,11 @@ from glioma_nas.files import read_json
 from glioma_nas.pipeline import MANIFEST, STAGES, Pipeline, results_of
 from glioma_nas.progress import Silent
 from glioma_nas.testing.phantoms import write_phantom_cohort
+from tests.tiny_run import TINY_RUN
 
 TINY = {
-    "seed": 1,
-    "cohort": {"sheet": "cohort/cohort.csv", "sequences": ["t1ce", "flair"]},
-    "preprocess": {"crop_size_px": 48, "image_size_px": 32, "workers": 1},
-    "folds": {"n_folds": 2},
-    "latency": {"runs": 2, "warmup_runs": 1, "network_runs": 3},
-    "search": {
-        "space_options": {"preset": "tiny"},
-        "strategy_options": {
-            "pretrain_widths": ["max"],
-            "search_widths": ["sampled"],
-            "finetune_steps": 2,
-            "recalibration_batches": 1,
-        },
-        "pretrain_epochs": 1,
-        "search_epochs": 2,
-        "steps_per_epoch": 2,
-        "batch_size": 4,
-    },
-    "train": {"epochs": 2, "steps_per_epoch": 2, "batch_size": 4, "baselines": ["monai_unet"]},
+    **TINY_RUN,
+    "train": {**TINY_RUN["train"], "baselines": ["monai_unet"]},
     "export": {"parity_slices": 2},
     "classify": {
         "epochs": 1,

@@ -54,6 +54,9 @@ def write_config(
     ] = None,
     target_latency_ms: Annotated[float, typer.Option("--target-latency-ms", help="T of Target(m)")] = 8.3,
     marker: Annotated[list[str] | None, typer.Option("--marker", help="measure this marker's AUC: idh, ki67")] = None,
+    distil: Annotated[
+        bool, typer.Option("--distil", help="co-search: train each teacher too, and the student from it; takes longer")
+    ] = False,
     training_service: Annotated[
         Path | None, typer.Option("--training-service", help="YAML of NNI's trainingService section, e.g. remote")
     ] = None,
@@ -77,6 +80,7 @@ def write_config(
         searched=tuple(search or ()),
         target_latency_ms=target_latency_ms,
         markers=tuple(marker or ()),
+        distil=distil,
         training_service=_read_mapping(training_service),
     )
     with shown_progress() as progress:
@@ -174,9 +178,9 @@ def _started(experiment: RunningExperiment, detach: bool) -> None:
 
 
 def _host(expose: str | None, yes: bool) -> str:
-    from glioma_nas.nni_experiments.loopback import LOOPBACK
+    from glioma_nas.nni_experiments.loopback import LOOPBACK, checked_host
 
-    if expose is None:
+    if expose is None or checked_host(expose) == LOOPBACK:
         return LOOPBACK
     warning = (
         f"NNI asks for no password: whoever can reach {expose} can read your files and run commands as you. "

@@ -84,6 +84,7 @@ class ExperimentOptions:
         target_latency_ms: T of Target(m), the figure that ranks trials.
         target_exponents: (a, b) of Target(m).
         markers: Markers whose AUC every trial measures.
+        distil: Whether co-search trials train their teacher too, and their student with distillation.
         training_service: NNI's ``trainingService`` section; none for this machine.
         trial_python: Interpreter of the trial command; none for this one.
     """
@@ -100,6 +101,7 @@ class ExperimentOptions:
     target_latency_ms: float = 8.3
     target_exponents: tuple[float, float] = (-0.07, -0.07)
     markers: tuple[str, ...] = ()
+    distil: bool = False
     training_service: Mapping[str, Any] | None = None
     trial_python: str | None = None
     strategy_options: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -130,6 +132,8 @@ class ExperimentOptions:
                 )
         if self.kind == ARCHITECTURE and (self.strategies or self.operator_sets):
             raise ConfigError("strategies and operator sets are searched by co-search trials; leave them out here")
+        if self.distil and (self.kind == ARCHITECTURE or config.train.kd_weight == 0):
+            raise ConfigError("only co-search trials with train.kd_weight above 0 can be distilled; leave --distil out")
 
 
 def write_experiment(config: RunConfig, options: ExperimentOptions, folder: Path, *, progress: Progress) -> Path:
@@ -169,6 +173,7 @@ def write_experiment(config: RunConfig, options: ExperimentOptions, folder: Path
         target_latency_ms=options.target_latency_ms,
         target_exponents=options.target_exponents,
         markers=options.markers,
+        distil=options.distil,
         strategy_options=dict(options.strategy_options),
         config=shareable(config, plugins),
     )

@@ -2,47 +2,52 @@
 
 A co-search trial runs the search stage with its hyper-parameters and goes on with the student; an architecture trial
 takes the choices it was given. Either way the network is trained from scratch on one half of fold 0's training patients
-and measured on the other half: the fold's test patients are never read, so that ranking trials does not use them up.
+and measured on the other half. In all trials of an experiment, whatever their seeds, the halves are the same, and the
+weights of supernets and teachers are trained on the first half as well, so that a trial is measured on patients that
+none of its weights has seen. (The second half also chooses architectures: trials are ranked by it, not judged.) The
+fold's test patients are never read, so that ranking trials does not use them up.
 """
 
 from __future__ import annotations
 
 import fcntl
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from glioma_nas import registry
 from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig
 from glioma_nas.epoch_metrics import listening
-from glioma_nas.errors import ConfigError, LabelError
+from glioma_nas.errors import ConfigError
 from glioma_nas.files import read_json, write_json
-from glioma_nas.marker_evaluator import build_evaluator
-from glioma_nas.marker_study import MarkerStudy
 from glioma_nas.nni_experiments.trial_channel import TrialChannel
+from glioma_nas.nni_experiments.trial_measures import marker_auc, overlap, speed
 from glioma_nas.nni_experiments.trial_metrics import TrialResult, intermediate_metrics
 from glioma_nas.nni_experiments.trial_pages import TrialBoard, write_trial_page
 from glioma_nas.nni_experiments.trial_settings import ARCHITECTURE, CO_SEARCH, TrialSettings, load_trial_settings
 from glioma_nas.pipeline import StageContext
-from glioma_nas.prepared import PreparedCase, PreparedCohort
+from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Silent
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
-from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
-from glioma_nas.segmentation_metrics import dice_coefficient, hd95_mm
 from glioma_nas.space_building import build_space
+from glioma_nas.trained_networks import WEIGHTS_FILE, build_network, load_network, save_weights
+from glioma_nas.training_recipe import training_recipe
 
 RESULT_FILE = "result.json"
+TRAIN_FOLDER = "train"
 FOLD = 0
-STAGES = ("search", "train")
-"""What a trial trains, in order: the supernet, then the network that was found. Classifiers' epochs are not shown."""
+
+Shown = Callable[[str], AbstractContextManager[None]]
+"""Makes the epochs of a stage intermediate results while the context lasts."""
+
+PATIENTS_FILE = "patients.json"
 
 
 def run_trial(settings_file: Path, channel: TrialChannel) -> None:
@@ -61,11 +66,11 @@ def run_trial(settings_file: Path, channel: TrialChannel) -> None:
     with _locked(folder), TrialBoard(channel.output_folder) as board:
         channel.open(folder)
         for step, epoch in enumerate(channel.epochs if board.is_new else ()):  # of another trial with these parameters
-            board.add_epoch(STAGES[int(epoch["stage"])], step, epoch)
-        with _reporting(channel, board, "search"):
+            board.add_epoch(settings.stages[int(epoch["stage"])], step, epoch)
+        show = partial(_reporting, channel, board, settings)
+        with show("search"):
             architecture = _architecture(settings, config, parameters, folder)
-        with _reporting(channel, board, "train"):
-            result = _measured(settings, config, architecture, folder)
+        result = _measured(settings, config, architecture, folder, show)
         metrics = result.final_metrics(
             target_latency_ms=settings.target_latency_ms, target_exponents=settings.target_exponents
         )
@@ -80,10 +85,10 @@ def run_trial(settings_file: Path, channel: TrialChannel) -> None:
 
 
 @contextmanager
-def _reporting(channel: TrialChannel, board: TrialBoard, stage: str) -> Iterator[None]:
+def _reporting(channel: TrialChannel, board: TrialBoard, settings: TrialSettings, stage: str) -> Iterator[None]:
     def report(published_by: str, epoch: int, figures: Mapping[str, float]) -> None:
-        if published_by in STAGES:
-            metrics = intermediate_metrics(STAGES.index(stage), epoch, figures)
+        if published_by in ("search", "train"):  # classifiers' epochs are not shown
+            metrics = intermediate_metrics(settings.stages.index(stage), epoch, figures)
             board.add_epoch(stage, channel.report_epoch(metrics), metrics)
 
     with listening(report):
@@ -99,11 +104,11 @@ def _architecture(
     if not found.is_file():
         from glioma_nas.stages import search
 
-        partial = folder / ".search.partial"
-        partial.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / ".search.partial"
+        unfinished.mkdir(parents=True, exist_ok=True)
         inputs = {stage: settings.stage_folder(stage) for stage in ("preprocess", "latency")}
-        search.run(StageContext(config, partial, inputs, Silent()))
-        partial.rename(folder / "search")
+        search.run(StageContext(config, unfinished, inputs, Silent()), split_seed=_split_seed(settings))
+        unfinished.rename(folder / "search")
     return Architecture.load(found)
 
 
@@ -133,47 +138,31 @@ def sampled_architecture(space: Any, parameters: Mapping[str, Any]) -> Architect
     return architecture
 
 
-def _measured(settings: TrialSettings, config: RunConfig, architecture: Architecture, folder: Path) -> TrialResult:
+def _measured(
+    settings: TrialSettings, config: RunConfig, architecture: Architecture, folder: Path, show: Shown
+) -> TrialResult:
     known = folder / RESULT_FILE
     if known.is_file():
         return TrialResult(**read_json(known))
+    teacher: nn.Module | None = None
+    if settings.distil:
+        with show("teacher"):
+            teacher = _teacher(settings, config, folder)
     seed = derive_seed(config.seed, "trial")
     with isolated_torch_rng(seed, "initial weights"):
         network: nn.Module = build_space(config).derive(architecture)
-    prepared = settings.stage_folder("preprocess")
-    train = config.train
-    evaluator = registry.evaluators.get("segmentation")(
-        str(prepared),
-        config.cohort.channels,
-        folder=str(folder / "train"),
-        split="search",
-        fold=FOLD,
-        epochs=train.epochs,
-        steps_per_epoch=train.steps_per_epoch,
-        batch_size=train.batch_size,
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        loss=train.loss,
-        auxiliary_weight=0.4,
-        schedule="poly",
-        tumour_slice_fraction=train.tumour_slice_fraction,
-        augmentation=config.augmentation.model_dump(),
-        augment=train.augment,
-        seed=seed,
-        # The experiment's, not the trial's: a tuner that varies the seed must not find the easiest patients.
-        split_seed=derive_seed(settings.config["seed"], "trial"),
-        device=config.device,
-        label="train",
-    )
-    evaluator.evaluate(network)
+    with show("train"):
+        evaluator = _train(settings, config, network, folder / TRAIN_FOLDER / "student", seed=seed, teacher=teacher)
     network = network.to(config.device).eval()
+    prepared = settings.stage_folder("preprocess")
     cohort = PreparedCohort.load(prepared)
-    seen = set(evaluator.training_patients)
+    halves = {"trained": evaluator.training_patients, "measured": evaluator.validation_patients}
+    write_json(folder / PATIENTS_FILE, halves)
     cases = [cohort.cases[case_id] for case_id in cohort.folds.train(FOLD)]
-    cases = [case for case in cases if case.patient_id not in seen and case.mask() is not None]
-    dice, distance_mm = _overlap(network, config, cases)
+    cases = [case for case in cases if case.patient_id in halves["measured"] and case.mask() is not None]
+    dice, distance_mm = overlap(network, config, cases)
     auc = {
-        marker: _auc(config, marker, network, prepared, cases, tuple(sorted(seen)))
+        marker: marker_auc(config, marker, network, prepared, cases, tuple(halves["trained"]))
         if marker in settings.markers
         else None
         for marker in ("idh", "ki67")
@@ -181,76 +170,59 @@ def _measured(settings: TrialSettings, config: RunConfig, architecture: Architec
     result = TrialResult(
         dice=dice,
         hd95_mm=distance_mm,
-        **_speed(network, config),
+        **speed(network, config),
         auc_idh=auc["idh"],
         auc_ki67=auc["ki67"],
         fold=FOLD,
         seed=config.seed,
     )
     write_json(known, asdict(result))
-    shutil.rmtree(folder / "train")
+    shutil.rmtree(folder / TRAIN_FOLDER)
     return result
 
 
-def _overlap(network: nn.Module, config: RunConfig, cases: list[PreparedCase]) -> tuple[float, float | None]:
-    dice, distances = [], []
-    for case in cases:
-        probability = predict_probability(
-            network, case.images(), case.sequences, config.cohort.channels, device=config.device
-        )
-        predicted = (case.to_native(probability) >= THRESHOLD).astype(np.uint8)
-        truth = case.native_mask()
-        assert truth is not None  # cases without a mask were left out
-        spacing = np.linalg.norm(np.asarray(case.native_affine)[:3, :3], axis=0)
-        dice.append(dice_coefficient(predicted, truth))
-        distance = hd95_mm(predicted, truth, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
-        if distance is not None:
-            distances.append(distance)
-    return float(np.mean(dice)), float(np.median(distances)) if distances else None
+def _split_seed(settings: TrialSettings) -> int:
+    """Return the halves' seed, the experiment's: a tuner that varies the trial's must not find the easiest patients."""
+    return derive_seed(settings.config["seed"], "trial")
 
 
-def _speed(network: nn.Module, config: RunConfig) -> dict[str, float]:
-    from glioma_nas.stages.export import measure_networks
+def _teacher(settings: TrialSettings, config: RunConfig, folder: Path) -> nn.Module:
+    """Train the teacher that the trial's search found, or take it from an attempt that was interrupted later."""
+    train_folder = folder / TRAIN_FOLDER
+    weights = train_folder / f"fold{FOLD}" / "teacher" / WEIGHTS_FILE
+    if not weights.is_file():
+        seed = derive_seed(config.seed, "trial", "teacher")
+        with isolated_torch_rng(seed, "initial weights"):
+            network = build_network(config, folder / "search", "teacher")
+        _train(settings, config, network, weights.parent, seed=seed)
+        save_weights(network, weights)
+    return load_network(config, folder / "search", train_folder, FOLD, "teacher")
 
-    row = measure_networks({"student": network.cpu()}, config, Silent())["networks"]["student"]
-    return {
-        "latency_ms": row["median_ms"],
-        "latency_p95_ms": row["p95_ms"],
-        "macs_g": row["macs_g"],
-        "params_m": row["params_m"],
-    }
 
-
-def _auc(
+def _train(
+    settings: TrialSettings,
     config: RunConfig,
-    marker: str,
     network: nn.Module,
-    prepared: Path,
-    cases: list[PreparedCase],
-    seen: tuple[str, ...],
-) -> float | None:
-    from glioma_nas.stages.classify import classifier_settings
-
-    rule = config.classify.markers[marker]
-    study = MarkerStudy(
-        preprocess_folder=prepared,
-        marker=marker,
-        config=rule,
-        sheet=config.cohort.sheet,
-        network_sequences=config.cohort.channels,
-        network_patients=seen,
-        case_ids=tuple(case.case_id for case in cases),
-        seed=config.seed,
-        device=config.device,
-        missing_sequence="zero" if config.cohort.feeds_zeros else config.cohort.missing_sequence,
+    folder: Path,
+    *,
+    seed: int,
+    teacher: nn.Module | None = None,
+) -> Any:
+    """Train a network as the train stage does, on the first half, and return its evaluator."""
+    evaluator = registry.evaluators.get("segmentation")(
+        str(settings.stage_folder("preprocess")),
+        config.cohort.channels,
+        folder=str(folder),
+        split="trial",
+        fold=FOLD,
+        **training_recipe(config),
+        seed=seed,
+        split_seed=_split_seed(settings),
+        teacher=teacher,
+        label="train",
     )
-    evaluator = build_evaluator(rule.classifier, classifier_settings(config.classify, rule), rule.options, study=study)
-    try:
-        return evaluator.evaluate(network.to(config.device))
-    except LabelError as err:
-        # To stderr, which the web UI shows beside the trial; NNI sends log records to a file of its own.
-        sys.stderr.write(f"marker '{marker}' not measured: {err}\n")
-        return None
+    evaluator.evaluate(network)
+    return evaluator
 
 
 @contextmanager

@@ -52,10 +52,16 @@ class TrialSettings(Section):
     target_latency_ms: float = Field(gt=0, description="T of Target(m), the figure that trials are ranked by")
     target_exponents: tuple[float, float]
     markers: tuple[str, ...] = Field((), description="markers whose AUC each trial measures; costs a classifier each")
+    distil: bool = Field(False, description="train each trial's teacher too, and its student with distillation")
     strategy_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="options of strategies other than the configuration's own, by name"
     )
     config: dict[str, Any] = Field(description="configuration of the run, without its cohort sheet")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What a trial trains, in order; their numbers are part of every intermediate result."""
+        return ("search", "teacher", "train") if self.distil else ("search", "train")
 
     def stage_folder(self, stage: str) -> Path:
         """Return the folder of a finished stage.

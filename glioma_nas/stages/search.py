@@ -26,14 +26,21 @@ ROLES = ("teacher", "student")
 
 TRIALS_FILE = "trials.csv"
 
+WEIGHT_PATIENTS_FILE = "weight_patients.json"
+"""Patients whose scans trained weights of the search."""
 
-def run(context: StageContext) -> dict[str, Any]:
-    """Write teacher.json, student.json, their drawings and cell tables, and what the strategy leaves.
+
+def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, Any]:
+    """Write teacher.json, student.json, their drawings and cell tables, weight_patients.json, what the strategy leaves.
 
     A search with our supernets is refused before it starts when its memory would not suffice.
 
     A one-shot strategy leaves history.csv and tensorboard/, one of ours architecture_history.csv and probabilities.json
     as well, a multi-trial one trials.csv.
+
+    Args:
+        context: The stage's context.
+        split_seed: Seed of the halves of the training patients; none for one that follows from the run's seed.
     """
     config, search = context.config, context.config.search
     folder = context.folder / "supernet"
@@ -55,6 +62,7 @@ def run(context: StageContext) -> dict[str, Any]:
         tumour_slice_fraction=search.tumour_slice_fraction,
         augmentation=config.augmentation.model_dump(),
         seed=seed,
+        split_seed=split_seed,
         device=config.device,
         precision=search.precision,
         compiled=search.compile,
@@ -66,6 +74,8 @@ def run(context: StageContext) -> dict[str, Any]:
     if hasattr(space, "search_memory") and hasattr(strategy, "relaxation_slot"):
         space.search_memory(search.batch_size).require(_available_bytes(config.device))
     explore(space, evaluator, strategy)
+    # The other half of the training patients chooses the architecture.
+    write_json(context.folder / WEIGHT_PATIENTS_FILE, evaluator.training_patients)
 
     # A space that a one-shot strategy has turned into a supernet no longer draws or describes like the plain one.
     plain = build_space(config)

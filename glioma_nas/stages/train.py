@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from glioma_nas.distributed_training import launch, rank
 from glioma_nas.errors import ConfigError
-from glioma_nas.files import atomic_path, read_json, write_json
+from glioma_nas.files import read_json, write_json
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.registry import evaluators
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
 from glioma_nas.stages.train_process import write_job
-from glioma_nas.trained_networks import WEIGHTS_FILE, build_network, load_network, network_names
+from glioma_nas.trained_networks import WEIGHTS_FILE, build_network, load_network, network_names, save_weights
 from glioma_nas.training import HISTORY_FILE, LAST_CHECKPOINT
-
-AUXILIARY_WEIGHT = 0.4
+from glioma_nas.training_recipe import training_recipe
 
 TRAINED_ON_FILE = "trained_on.json"
 
@@ -108,29 +106,11 @@ def train_network(
         folder=str(folder),
         split="train",
         fold=fold,
-        epochs=train.epochs,
-        steps_per_epoch=train.steps_per_epoch,
-        batch_size=train.batch_size,
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        loss=train.loss,
-        auxiliary_weight=AUXILIARY_WEIGHT,
-        schedule="poly",
-        tumour_slice_fraction=train.tumour_slice_fraction,
-        augmentation=config.augmentation.model_dump(),
-        augment=train.augment,
+        **training_recipe(config),
         seed=seed,
-        device=config.device,
         progress=context.progress,
         label=f"train {name}, fold {fold + 1}",
         teacher=teacher,
-        kd_weight=train.kd_weight,
-        kd_temperature=train.kd_temperature,
-        kd_direction=train.kd_direction,
-        kd_norm=train.kd_norm,
-        ema_decay=train.ema_decay,
-        precision=train.precision,
-        compiled=train.compile,
         validation_fraction=train.validation_fraction,
         checkpoint=train.checkpoint,
         tensorboard=train.tensorboard,
@@ -149,7 +129,5 @@ def train_network(
             "kept": evaluator.kept,
         },
     )
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary)
+    save_weights(network, folder / WEIGHTS_FILE)
     (folder / LAST_CHECKPOINT).unlink(missing_ok=True)
