@@ -1,14 +1,12 @@
-"""NNI experiments without a manager: the loopback check, the trial's parent, its settings, figures and channel."""
+"""NNI experiments without a manager: the loopback check, a trial's settings, figures and channel."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +26,15 @@ from glioma_nas.nni_experiments.experiment_folder import (
     hyper_parameters,
     shareable,
 )
-from glioma_nas.nni_experiments.loopback import exposed_addresses, guarded_environment, install_guard, remove_guard
+from glioma_nas.nni_experiments.loopback import (
+    PRELOAD,
+    checked_host,
+    exposed_addresses,
+    guard_state,
+    guarded_environment,
+    install_guard,
+    remove_guard,
+)
 from glioma_nas.nni_experiments.trial_channel import TrialChannel
 from glioma_nas.nni_experiments.trial_metrics import FINAL_KEYS, TrialResult, intermediate_metrics
 from glioma_nas.nni_experiments.trial_pages import TrialBoard
@@ -103,70 +109,38 @@ def test_guard_reaches_every_python_process_and_can_be_removed(tmp_path: Path) -
         done = subprocess.run([sys.executable, "-c", code], env={**plain, **options}, capture_output=True, text=True)
         assert len(done.stdout.replace("--require ", "").split()) == expected, done.stderr
         assert "loopback.js" in done.stdout
+    assert guard_state(tmp_path)[0] == "ok"
     assert remove_guard(tmp_path)
     assert not remove_guard(tmp_path)
+    assert guard_state(tmp_path)[0] == "absent"
 
 
-# The trial's parent
+def test_guard_that_outlives_the_package_does_nothing(tmp_path: Path) -> None:
+    guard = install_guard(tmp_path)
+    guard.write_text(guard.read_text().replace(str(PRELOAD), str(tmp_path / "gone" / PRELOAD.name)))
+    assert guard_state(tmp_path)[0] == "stale"
+    code = f"import site, os; site.addsitedir({str(tmp_path)!r}); print(os.environ.get('NODE_OPTIONS'))"
+    plain = {name: value for name, value in os.environ.items() if name != "NODE_OPTIONS"}
+    done = subprocess.run([sys.executable, "-S", "-c", code], env=plain, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
 
-_SUPERVISE = "import sys; from glioma_nas.nni_experiments.trial_supervisor import supervise; sys.exit(supervise({!r}))"
 
-
-def supervised(code: str, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _SUPERVISE.format([sys.executable, "-c", code])]
-    environment = {**os.environ, "NNI_OUTPUT_DIR": str(folder)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("host", ["::1", "127.0.0.2"])
+def test_other_loopback_addresses_are_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"this machine reaches NNI at 127\.0\.0\.1 without --expose"):
+        checked_host(host)
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "last"),
+    ("host", "url"),
     [
-        ("pass", 0, None),
-        ("raise SystemExit(3)", 1, "trial failed: the trial process ended with status 3 and gave no reason"),
-        ("import os; os.kill(os.getpid(), 11)", 1, "trial failed: killed by SIGSEGV"),
-        (
-            "import os; os.kill(os.getpid(), 9)",
-            1,
-            "trial failed: killed by SIGKILL; the system may have run out of memory",
-        ),
+        ("127.0.0.1", "http://127.0.0.1:8080"),
+        ("2001:DB8:0::1", "http://[2001:db8::1]:8080"),
+        ("::", "http://127.0.0.1:8080"),
     ],
 )
-def test_end_of_a_trial_becomes_a_status_and_a_last_line(
-    tmp_path: Path, code: str, status: int, last: str | None
-) -> None:
-    process = supervised(code, tmp_path)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == status
-    assert err.strip().splitlines()[-1:] == ([last] if last else [])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_trial_ends_by_that_signal_with_its_child(tmp_path: Path, number: signal.Signals) -> None:
-    process = supervised("import os, time; print(os.getpid(), flush=True); time.sleep(60)", tmp_path)
-    assert process.stdout is not None
-    child = int(process.stdout.readline())
-    process.send_signal(number)
-    process.communicate(timeout=30)
-    assert process.returncode == -number
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has died")
-def test_trial_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
-    process = supervised("import os, time; print(os.getpid(), flush=True); time.sleep(60)", tmp_path)
-    assert process.stdout is not None
-    child = int(process.stdout.readline())
-    process.kill()
-    process.wait(timeout=30)
-    for _ in range(100):
-        stat = Path(f"/proc/{child}/stat")
-        if not stat.exists() or " Z " in stat.read_text():
-            return
-        time.sleep(0.05)
-    pytest.fail("the trial outlived its parent")
+def test_address_of_the_web_ui_can_be_clicked(host: str, url: str) -> None:
+    assert manager.RunningExperiment("abc", 8080, 1, checked_host(host)).url == url
 
 
 # Figures
@@ -287,6 +261,7 @@ def test_unusable_trial_settings_are_one_line(tmp_path: Path, text: str | None, 
         ({"target_latency_ms": 0.0}, "target_latency_ms is 0; give a time above 0 ms"),
         ({"markers": ("idh",)}, "marker 'idh': .* it holds: none"),
         ({"kind": "architecture", "strategies": ("co_search",)}, "leave them out here"),
+        ({"kind": "architecture", "distil": True}, "leave --distil out"),
     ],
 )
 def test_wrong_option_is_found_before_anything_is_written(options: dict[str, Any], message: str) -> None:

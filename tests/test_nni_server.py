@@ -20,7 +20,7 @@ import psutil
 import pytest
 import requests
 
-from tests.nni_runs import Nni, nni_in, until, write_light_experiment
+from tests.nni_runs import Nni, light_trials, nni_in, until, wait_for_waiting_trial, write_light_experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")]
 
@@ -146,11 +146,7 @@ def test_fifty_trials_are_all_in_the_export(nni: Nni, tmp_path: Path) -> None:
 def test_experiment_survives_its_managers_death(nni: Nni, tmp_path: Path) -> None:
     folder = write_light_experiment(tmp_path / "dies", ["fine", "waits", "fine2"])
     record = nni.start(folder)
-    trial = until(
-        lambda: [t for t in nni.trials(record) if t["status"] == "RUNNING" and "waits" in t["hyperParameters"][0]],
-        60,
-        "the waiting trial runs",
-    )[0]
+    trial = wait_for_waiting_trial(nni, record)
     until(lambda: any(t["status"] == "SUCCEEDED" for t in nni.trials(record)), 60, "a finished trial")
     os.kill(record["pid"], signal.SIGKILL)
     until(lambda: status_of(nni)[record["id"]]["state"].startswith("DEAD"), 20, "the manager is known to be dead")
@@ -177,6 +173,29 @@ def test_experiment_whose_dispatcher_dies_fails_and_can_be_resumed(nni: Nni, tmp
     nni.call("nni", "stop", record["id"])
     (folder / "code" / "go").touch()
     assert "2 SUCCEEDED" in nni.call("nni", "resume", record["id"]).stdout
+
+
+def test_stopped_experiment_tells_whoever_waits_for_it(nni: Nni, tmp_path: Path) -> None:
+    folder = write_light_experiment(tmp_path / "stopped", ["fine", "waits"])
+    with ThreadPoolExecutor() as beside:
+        waiting = beside.submit(nni.call, "nni", "create", folder, check=False)
+        record = until(lambda: nni.records()[-1:], 60, "the experiment is listed")[0]
+        wait_for_waiting_trial(nni, record)
+        nni.call("nni", "stop", folder)
+        done = waiting.result(timeout=120)
+    assert done.returncode == 2
+    assert f"experiment {record['id']} was stopped before its end" in done.stderr
+    assert light_trials(nni.home) == []
+
+
+def test_tuner_may_take_its_time_to_start(nni: Nni, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    wait = 'import os, time\nif os.environ.get("SDK_PROCESS") == "dispatcher":\n    time.sleep(12)\n'
+    (slow / "sitecustomize.py").write_text(wait)
+    path = f"{slow}{os.pathsep}{nni.environment['PYTHONPATH']}"
+    done = nni.call("nni", "create", write_light_experiment(tmp_path / "patient", ["fine"]), PYTHONPATH=path)
+    assert "1 SUCCEEDED" in done.stdout
 
 
 def test_failing_experiment_gives_a_status_and_the_first_trials_reason(nni: Nni, tmp_path: Path) -> None:
@@ -206,9 +225,6 @@ def test_assessor_stops_a_bad_trial_early_and_a_clock_jump_does_no_harm(nni: Nni
 
 def test_plain_nnictl_starts_the_same_folder_and_the_guard_closes_its_door(nni: Nni, tmp_path: Path) -> None:
     folder = write_light_experiment(tmp_path / "plain", ["fine"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     site = tmp_path / "site"
     install = (
         f"import pathlib, glioma_nas.nni_experiments.loopback as it; it.install_guard(pathlib.Path({str(site)!r}))"
@@ -216,15 +232,7 @@ def test_plain_nnictl_starts_the_same_folder_and_the_guard_closes_its_door(nni: 
     subprocess.run([sys.executable, "-c", install], check=True, env=nni.environment)
     # What Python does at its start with a .pth file in site-packages; then what the program nnictl does.
     start = f"import site; site.addsitedir({str(site)!r}); from nni.tools.nnictl import nnictl; nnictl.parse_args()"
-    config = str(folder / "config.yml")
-    subprocess.run(
-        [sys.executable, "-c", start, "create", "--config", config, "--port", str(port)],
-        env=nni.environment,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    record = nni.newest()
+    record = nni.start_plainly(folder, program=[sys.executable, "-c", start])
     assert listening_addresses(record["pid"]) == {"127.0.0.1"}
     nni.wait(record)
     nni.nnictl("stop", record["id"])

@@ -44,6 +44,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     from glioma_nas.console import print_table
     from glioma_nas.latency_backend import describe_backends
+    from glioma_nas.nni_experiments.loopback import guard_state
     from glioma_nas.pipeline import versions
 
     rows = [[name, "ok" if value != "not installed" else "missing", value] for name, value in versions().items()]
@@ -52,5 +53,6 @@ def doctor(as_json: JsonOption = False) -> None:
     rows.append(["disk", "ok", f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here"])
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows.append(["cuda", "ok" if gpus else "absent", ", ".join(gpus) or "no CUDA device; set device: cpu"])
+    rows.append(["nni guard", *guard_state()])
     rows += [[f"latency backend {status.name}", status.state, status.detail] for status in describe_backends()]
     print_table("Doctor", ["item", "state", "detail"], rows, as_json=as_json)

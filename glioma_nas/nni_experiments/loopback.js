@@ -14,6 +14,7 @@ const Module = require('module');
 
 const script = process.argv[1] || '';
 const ESTABLISHED = '01';
+const TUNER_SECONDS = 90;
 
 // NODE_OPTIONS reaches every Node program that the user starts from the same shell; only NNI's are meant.
 if (script.includes('nni_node')) {
@@ -56,11 +57,12 @@ function bindTo(address) {
 }
 
 function acceptAt(address) {
+    const anywhere = address === '0.0.0.0' || address === '::';
     const emit = net.Server.prototype.emit;
     net.Server.prototype.emit = function (event, socket, ...rest) {
         if (event === 'connection' && socket instanceof net.Socket && socket.localAddress !== undefined) {
             const local = socket.localAddress.replace(/^::ffff:/, '');
-            if (local !== address && local !== '::1' && !local.startsWith('127.') && address !== '0.0.0.0') {
+            if (local !== address && local !== '::1' && !local.startsWith('127.') && !anywhere) {
                 socket.destroy();
                 return true;
             }
@@ -170,12 +172,27 @@ function mendOnLoad(host) {
             giveEachTrialItsOwn(service);
             showTrialsRecords(service);
         }
+        const tuner = /(^|\/)tuner_command_channel$/.test(request) && loaded.getTunerServer;
+        if (tuner && !mended.has(tuner)) {
+            mended.add(tuner);
+            waitForTuner(loaded.getTunerServer());
+        }
         const board = /(^|\/)nniTensorboardManager$/.test(request) && loaded.NNITensorboardManager;
         if (board && !mended.has(board)) {
             mended.add(board);
             bindTensorBoard(board, host);
         }
         return loaded;
+    };
+}
+
+// NNI 3.0 gives its tuner, a Python process of its own, ten seconds to import what it needs, which a busy machine or a slow
+// disk does not manage (core/tuner_command_channel.js, init). The experiment then stands still with state ERROR.
+function waitForTuner(server) {
+    server.init = function () {
+        const told = () => new Error(`the tuner did not start within ${TUNER_SECONDS} s; see dispatcher.log`);
+        const timer = setTimeout(() => this.connect.settled || this.connect.reject(told()), TUNER_SECONDS * 1000);
+        return this.connect.promise.finally(() => clearTimeout(timer));
     };
 }
 

@@ -32,15 +32,28 @@ def guarded_environment(environment: Mapping[str, str], *, host: str = LOOPBACK)
     Raises:
         ConfigError: ``host`` is no IP address.
     """
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        raise ConfigError(f"host '{host}': give an IP address, for example {LOOPBACK}") from None
     return {
         **environment,
         "NODE_OPTIONS": _with_preload(environment.get("NODE_OPTIONS", "")),
-        HOST_VARIABLE: host,
+        HOST_VARIABLE: checked_host(host),
     }
+
+
+def checked_host(host: str) -> str:
+    """Return the address to listen on in its shortest spelling, which is how Node spells it.
+
+    Raises:
+        ConfigError: It is no IP address, or a loopback one other than 127.0.0.1, where NNI's parts find each other.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(f"host '{host}': give an IP address, for example {LOOPBACK}") from None
+    if address.is_loopback and str(address) != LOOPBACK:
+        raise ConfigError(
+            f"host '{host}': this machine reaches NNI at {LOOPBACK} without --expose; give an address that others reach"
+        )
+    return str(address)
 
 
 def exposed_addresses(pid: int) -> list[str]:
@@ -74,13 +87,7 @@ def install_guard(folder: Path | None = None) -> Path:
         The file written; deleting it undoes this.
     """
     path = (folder or _site_packages()) / GUARD_FILE
-    # A line that starts with "import" is executed by site.py at start-up; it must stay a single cheap one.
-    option = _option()
-    write_text(
-        path,
-        "import os; o = os.environ.get('NODE_OPTIONS', ''); "
-        f"os.environ['NODE_OPTIONS'] = o if {option!r} in o else ({option!r} + ' ' + o).strip()\n",
-    )
+    write_text(path, _guard_line())
     return path
 
 
@@ -90,6 +97,27 @@ def remove_guard(folder: Path | None = None) -> bool:
     existed = path.is_file()
     path.unlink(missing_ok=True)
     return existed
+
+
+def guard_state(folder: Path | None = None) -> tuple[str, str]:
+    """Return ``ok``, ``absent`` or ``stale``, and what that means, for a table."""
+    path = (folder or _site_packages()) / GUARD_FILE
+    if not path.is_file():
+        return "absent", "plain nnictl would listen on every network interface; `glioma-nas nni guard` prevents it"
+    if path.read_text(encoding="utf-8") != _guard_line():
+        return "stale", f"{path} is of another version or place; run `glioma-nas nni guard` again"
+    return "ok", f"plain nnictl listens on the loopback address ({path})"
+
+
+def _guard_line() -> str:
+    # A line that starts with "import" is executed by site.py at start-up; it must stay a single cheap one. The file may
+    # outlive this package and must do nothing then: Node does not start with a script that is gone.
+    option = _option()
+    return (
+        "import os; o = os.environ.get('NODE_OPTIONS', ''); "
+        f"os.environ.update({{'NODE_OPTIONS': ({option!r} + ' ' + o).strip()}} "
+        f"if {option!r} not in o and os.path.isfile({str(PRELOAD)!r}) else {{}})\n"
+    )
 
 
 def _with_preload(options: str) -> str:

@@ -6,6 +6,7 @@ does it get the experiment and may run anything.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ import psutil
 
 from glioma_nas.errors import ConfigError, ExperimentError, StorageError
 from glioma_nas.nni_experiments.experiment_folder import CONFIG_FILE, EXPERIMENTS_FOLDER
-from glioma_nas.nni_experiments.loopback import LOOPBACK
+from glioma_nas.nni_experiments.loopback import LOOPBACK, checked_host
 from glioma_nas.nni_experiments.manager_process import (
     checked_port,
     end_leftovers,
@@ -31,6 +32,7 @@ from glioma_nas.nni_experiments.manager_process import (
     spawn,
     wait_until_up,
 )
+from glioma_nas.nni_experiments.remote_workers import unguarded_workers
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +63,13 @@ class RunningExperiment:
     @property
     def url(self) -> str:
         """Address of the web UI."""
-        return f"http://{self.host}:{self.port}"
+        address = ipaddress.ip_address(self.host)
+        host = LOOPBACK if address.is_unspecified else f"[{address}]" if address.version == 6 else str(address)
+        return f"http://{host}:{self.port}"
+
+    def is_alive(self) -> bool:
+        """Tell whether the manager's process exists, although it may be too busy to answer."""
+        return is_alive({"id": self.id, "pid": self.pid})
 
     def status(self) -> str:
         """Return NNI's word: RUNNING, NO_MORE_TRIAL, DONE, ERROR, STOPPING …; ``DEAD`` when nobody answers."""
@@ -103,6 +111,7 @@ def create(config_file: Path, *, port: int | None = None, host: str = LOOPBACK) 
     """
     from nni.experiment.management import generate_experiment_id
 
+    host = checked_host(host)
     config = load_nni_config(config_file)
     return _start("create", generate_experiment_id(), config, port=port, host=host)
 
@@ -118,6 +127,7 @@ def resume(experiment_id: str, *, port: int | None = None, host: str = LOOPBACK)
     """
     from nni.experiment.config import ExperimentConfig
 
+    host = checked_host(host)
     record = find(experiment_id)
     if is_alive(record):
         raise ExperimentError(f"experiment {experiment_id} is running at port {record['port']}; nothing to resume")
@@ -133,6 +143,7 @@ def stop(experiment_id: str) -> None:
         ExperimentError: No such experiment.
     """
     record = find(experiment_id)
+    _mark_stopped(experiment_id)  # first, so that whoever waits for the experiment knows why its manager goes
     if is_alive(record):
         manager = psutil.Process(int(record["pid"]))
         manager.terminate()
@@ -227,6 +238,9 @@ def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, ho
     working = Path(config.experiment_working_directory)
     working.mkdir(parents=True, exist_ok=True)
     _require_disk(working)
+    if config.training_service.platform == "remote":
+        for line in unguarded_workers(config.training_service.machine_list):
+            _logger.warning("%s", line)
     arguments = NniManagerArgs(action, experiment_id, config, 0, False, False, None, None)
     log = working / experiment_id / "log"
     with one_start_at_a_time(Path(NNI_HOME_DIR)):

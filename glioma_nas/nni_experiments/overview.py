@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glioma_nas.errors import ExperimentError
 from glioma_nas.nni_experiments.manager import RunningExperiment, is_alive, records, running
 from glioma_nas.progress import Progress
 
+_Answer = TypeVar("_Answer")
+
 POLL_S = 2.0
 STDERR_FILE = "trial.stderr"
+_FULL_BYTES = 1_000_000
 _OVER = ("DONE", "STOPPED")
 _ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 
@@ -32,9 +36,11 @@ def overview() -> list[dict[str, Any]]:
         }
         if is_alive(record):
             experiment = running(record)
-            row |= {"state": experiment.status(), "url": experiment.url}
-            if row["state"] != "DEAD":
-                row |= _counts(experiment.trials())
+            row["url"] = experiment.url
+            try:
+                row |= {"state": experiment.status(), **_counts(experiment.trials())}
+            except ExperimentError:
+                row["state"] = "BUSY, does not answer"
         rows.append(row)
     return rows
 
@@ -49,23 +55,42 @@ def wait_for(experiment: RunningExperiment, *, progress: Progress) -> str:
         ExperimentError: The manager died, NNI met an error, or no trial succeeded; the first failing trial's reason is
             part of the message.
     """
-    done = 0
-    with progress.task(f"experiment {experiment.id}", _planned(experiment)) as task:
+    trials: Sequence[Mapping[str, Any]] = ()
+    planned = _answer(lambda: _planned(experiment), experiment, trials)
+    with progress.task(f"experiment {experiment.id}", planned) as task:
         while True:
-            state = experiment.status()
-            if state == "DEAD":
-                raise ExperimentError(
-                    f"experiment {experiment.id}: the NNI manager died; continue with `glioma-nas nni resume "
-                    f"{experiment.id}`"
-                )
-            trials = experiment.trials()
-            ended = sum(trial["status"] in _ENDED for trial in trials)
-            task.advance(ended - done)
-            done = ended
+            state, latest = _answer(lambda: (experiment.status(), experiment.trials()), experiment, trials)
+            task.advance(_ended(latest) - _ended(trials))
+            trials = latest
             if state in _OVER or state == "ERROR":
                 break
             time.sleep(POLL_S)
     return summary(experiment, state, trials)
+
+
+def _answer(ask: Callable[[], _Answer], experiment: RunningExperiment, trials: Sequence[Mapping[str, Any]]) -> _Answer:
+    """Ask the manager until it answers: a busy one may take longer than a request waits."""
+    while True:
+        try:
+            return ask()
+        except (ExperimentError, OSError) as err:
+            if not experiment.is_alive():
+                raise ExperimentError(_why_gone(experiment, trials)) from err
+            time.sleep(POLL_S)
+
+
+def _ended(trials: Sequence[Mapping[str, Any]]) -> int:
+    return sum(trial["status"] in _ENDED for trial in trials)
+
+
+def _why_gone(experiment: RunningExperiment, trials: Sequence[Mapping[str, Any]]) -> str:
+    known = {record["id"]: record["status"] for record in records()}
+    if known.get(experiment.id) in ("STOPPING", "STOPPED"):
+        return (
+            f"experiment {experiment.id} was stopped before its end ({_told(trials)}); continue with `glioma-nas nni "
+            f"resume {experiment.id}`"
+        )
+    return f"experiment {experiment.id}: the NNI manager died; continue with `glioma-nas nni resume {experiment.id}`"
 
 
 def summary(experiment: RunningExperiment, state: str, trials: Sequence[Mapping[str, Any]]) -> str:
@@ -76,13 +101,18 @@ def summary(experiment: RunningExperiment, state: str, trials: Sequence[Mapping[
     """
     counts = Counter(str(trial["status"]) for trial in trials)
     failure = _first_failure(trials)
-    told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "no trial"
+    told = _told(trials)
     if state == "ERROR" or not counts["SUCCEEDED"]:
         reason = failure or "see log/nnimanager.log and log/dispatcher.log of the experiment"
         raise ExperimentError(f"experiment {experiment.id} failed ({told}); {reason}")
     best = _counts(trials)["best"]
     note = f"; {failure}" if failure else ""
     return f"experiment {experiment.id}: {told}; best default {best}{note}"
+
+
+def _told(trials: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(str(trial["status"]) for trial in trials)
+    return ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "no trial"
 
 
 def _planned(experiment: RunningExperiment) -> int:
@@ -121,6 +151,8 @@ def _first_failure(trials: Sequence[Mapping[str, Any]]) -> str | None:
     if path.is_file():
         lines = _tail(path).strip().splitlines()
         reason = lines[-1] if lines else "it left no message"
+        if shutil.disk_usage(path.parent).free < _FULL_BYTES:
+            reason += f"; the disk of {path.parent} is full"
     return f"first failing trial {first['trialJobId']}: {reason}"
 
 
