@@ -90,6 +90,10 @@ def shell_lines() -> Iterator[Any]:
             names = [index for index, word in enumerate(words) if word.endswith("glioma-nas")]
             if names:
                 yield pytest.param(words[names[0] + 1 :], id=f"{block.id}-{number}")
+    # The table of examples holds its commands within the text.
+    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    for number, line in enumerate(re.findall(r"`glioma-nas ([^`]+)`", text)):
+        yield pytest.param(shlex.split(line), id=f"examples-{number}")
 
 
 @pytest.mark.parametrize("words", shell_lines())

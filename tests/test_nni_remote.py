@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from nni.experiment.config.training_services import RemoteConfig
 
 from glioma_nas.errors import ConfigError
 from glioma_nas.nni_experiments.loopback import guarded_environment
@@ -181,12 +180,17 @@ def test_worker_that_is_not_guarded_is_told_of(tmp_path: Path, servers: list[sub
         machines.append(machine)
     machines.append({**machines[1], "sshKeyFile": str(tmp_path / "open" / "key")})  # which that server does not know
     machines.append({"host": "worker.example", "user": "me", "password": "secret"})
-    found = unguarded_workers(RemoteConfig(machineList=machines).canonical_copy().machine_list)
-    assert [line.split("; NNI starts")[0] for line in found] == [
-        "worker 127.0.0.1: its Python environment is not guarded",
-        f"worker 127.0.0.1: not looked at ({getpass.getuser()}@127.0.0.1: Permission denied (publickey).)",
+    service = {"platform": "remote", "machineList": machines}
+    config = load_nni_config(write_light_experiment(tmp_path / "light", ["fine"], trainingService=service))
+    found = unguarded_workers(config.training_service.machine_list)
+    expected = [
+        "worker 127.0.0.1: its Python environment is not guarded; NNI starts a server there",
+        f"worker 127.0.0.1: not looked at ({getpass.getuser()}@127.0.0.1: Permission denied",
         "worker worker.example: not looked at, because it needs a password",
     ]
+    assert len(found) == 3
+    for line, beginning in zip(found, expected, strict=True):
+        assert line.startswith(beginning)
 
 
 def test_kubernetes_example_passes_nnis_own_schema(tmp_path: Path) -> None:
@@ -203,6 +207,8 @@ def test_kubernetes_example_passes_nnis_own_schema(tmp_path: Path) -> None:
 
 
 def test_remote_example_is_what_nni_config_takes(tmp_path: Path) -> None:
+    from nni.experiment.config.training_services import RemoteConfig
+
     section = yaml.safe_load((ROOT / "examples" / "nni" / "remote.yml").read_text())
     assert section.pop("nniManagerIp") == "127.0.0.1"
     config = RemoteConfig(**section)

@@ -36,8 +36,9 @@ def _problem(machine: Any) -> str | None:
     if machine.ssh_key_file is None:
         return "not looked at, because it needs a password"
     python = f"{machine.python_path}/python3" if machine.python_path else "python3"
-    # NNI checks no host keys either, and nothing secret is sent.
-    options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
+    # NNI checks no host keys either, and nothing secret is sent. The key is the one that NNI will use, and no other.
+    options = ["BatchMode=yes", "IdentitiesOnly=yes", "LogLevel=ERROR"]
+    options += ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
     command = [
         *("ssh", "-i", str(machine.ssh_key_file), "-p", str(machine.port), "-l", str(machine.user)),
         *(part for option in options for part in ("-o", option)),
