@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,17 +101,21 @@ class Nni:
         self.call("nni", "create", folder, "--detach", **environment)
         return self.newest()
 
-    def start_plainly(
-        self, folder: Path, program: Sequence[str] = (str(NNICTL),), **environment: str
-    ) -> dict[str, Any]:
-        """Create an experiment with plain ``nnictl create``, return its line of NNI's list."""
-        config, before = folder / "config.yml", len(self.records())
-        for _ in range(10):  # it gives its manager three seconds to start, which a busy machine may not manage
-            command = [*program, "create", "--config", str(config), "--port", str(free_port(1))]
-            self._run(command, check=False, extra=environment)
-            if len(self.records()) > before:
-                return self.newest()
-        raise AssertionError(f"nnictl create --config {config} started nothing")
+    def start_plainly(self, folder: Path, first: str = "", **environment: str) -> dict[str, Any]:
+        """Create an experiment with plain ``nnictl create``, return its line of NNI's list.
+
+        Args:
+            folder: Folder of the experiment.
+            first: What Python does before, such as reading site-packages.
+            environment: Variables.
+        """
+        # The program nnictl, but for its patience: it kills a manager that a busy machine does not start in 3 seconds.
+        patience = "from nni.experiment import launcher; launcher._check_rest_server.__defaults__ = (90, None)"
+        program = f"{first or 'pass'}; {patience}; from nni.tools.nnictl import nnictl; nnictl.parse_args()"
+        config, port = str(folder / "config.yml"), str(free_port(1))
+        command = [sys.executable, "-c", program, "create", "--config", config, "--port", port]
+        self._run(command, check=True, extra=environment)
+        return self.newest()
 
     def records(self) -> list[dict[str, Any]]:
         """Return NNI's list of experiments, oldest first."""

@@ -230,9 +230,8 @@ def test_plain_nnictl_starts_the_same_folder_and_the_guard_closes_its_door(nni: 
         f"import pathlib, glioma_nas.nni_experiments.loopback as it; it.install_guard(pathlib.Path({str(site)!r}))"
     )
     subprocess.run([sys.executable, "-c", install], check=True, env=nni.environment)
-    # What Python does at its start with a .pth file in site-packages; then what the program nnictl does.
-    start = f"import site; site.addsitedir({str(site)!r}); from nni.tools.nnictl import nnictl; nnictl.parse_args()"
-    record = nni.start_plainly(folder, program=[sys.executable, "-c", start])
+    # What Python does at its start with a .pth file in site-packages.
+    record = nni.start_plainly(folder, f"import site; site.addsitedir({str(site)!r})")
     assert listening_addresses(record["pid"]) == {"127.0.0.1"}
     nni.wait(record)
     nni.nnictl("stop", record["id"])
