@@ -58,13 +58,12 @@ def to_int8(model: bytes, images: Array, *, symmetric: bool = False) -> bytes:
     if len(inputs) != 1:
         raise BackendError(f"a model of {len(inputs)} inputs cannot be quantised here; only those of one can")
 
-    class Slices(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._left: Iterator[Array] = iter(images)
+    batches = _batches(images, inputs[0].type.tensor_type.shape.dim[0].dim_value or 1)
 
+    class Slices(CalibrationDataReader):
         def get_next(self) -> dict[str, Array] | None:
-            image = next(self._left, None)
-            return None if image is None else {inputs[0].name: np.ascontiguousarray(image[None], dtype=np.float32)}
+            batch = next(batches, None)
+            return None if batch is None else {inputs[0].name: batch}
 
     with tempfile.TemporaryDirectory(prefix="glioma_nas_") as folder, warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # advice on symbolic shapes, which a model of fixed sizes does not have
@@ -90,6 +89,13 @@ def to_int8(model: bytes, images: Array, *, symmetric: bool = False) -> bytes:
         except (ValueError, RuntimeError) as err:
             raise BackendError(f"ONNX Runtime cannot quantise the model: {str(err).strip().splitlines()[0]}") from err
         return Path(done).read_bytes()
+
+
+def _batches(images: Array, size: int) -> Iterator[Array]:
+    """Yield the slices in batches of the size that the model was made for; the last one is filled up with the first."""
+    for start in range(0, len(images), size):
+        chosen = np.arange(start, start + size) % len(images)
+        yield np.ascontiguousarray(images[chosen], dtype=np.float32)
 
 
 @contextmanager

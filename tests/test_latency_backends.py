@@ -263,6 +263,14 @@ def test_half_precision_model_keeps_its_float32_ends() -> None:
     assert {item.data_type for item in graph.initializer} >= {onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.parametrize("n_images", [1, 3, 4])
+def test_model_of_a_larger_batch_is_quantised_on_batches_of_its_size(n_images: int) -> None:
+    model = export_onnx(_network(), [(3, 2, 8, 8)], opset=17)
+    images = np.random.default_rng(0).standard_normal((n_images, 2, 8, 8), dtype=np.float32)
+    kinds = {node.op_type for node in onnx.load_from_string(to_int8(model, images)).graph.node}
+    assert "QuantizeLinear" in kinds
+
+
 def test_quantising_needs_slices() -> None:
     model = export_onnx(_network(), [(1, 2, 8, 8)], opset=17)
     with pytest.raises(BackendError, match=r"no slices to calibrate the 8-bit model on"):
