@@ -48,7 +48,7 @@ def score(layout: Layout, weights: Weights, path: list[Cell], method: str) -> fl
     total = 1.0
     for source, cell in pairwise(path):
         down = source.scale < cell.scale
-        if method == "joint" and down and not layout.has_input_choice(cell):
+        if method != "viterbi" and down and not layout.has_input_choice(cell):
             return 0.0  # no β, so no candidate
         if layout.has_input_choice(cell) and (down or method == "viterbi"):
             total *= weights[f"in_{cell.name}"][0 if down else 1]
@@ -60,11 +60,20 @@ def consistent(paths: tuple[list[Cell], ...]) -> bool:
     return all(sources.setdefault(cell, source) == source for path in paths for source, cell in pairwise(path))
 
 
-@pytest.mark.parametrize("method", ["joint", "viterbi"])
+def within_ranges(layout: Layout, path: list[Cell]) -> bool:
+    """Tell whether FasterSeg's code considers a path: three cells before and between downsamplings, two at the end."""
+    targets = [cell.layer for before, cell in pairwise(path) if cell.scale > before.scale]
+    wide_enough = all(later - earlier >= 3 for earlier, later in pairwise(targets))
+    return not targets or (targets[0] >= 4 and targets[-1] < layout.n_layers and wide_enough)
+
+
+@pytest.mark.parametrize("method", ["joint", "viterbi", "fasterseg"])
 @pytest.mark.parametrize("finals", [(4,), (8,), (2, 4), (2, 8), (4, 8), (2, 4, 8)])
 def test_best_paths_equal_brute_force(finals: tuple[int, ...], method: str) -> None:
-    layout = Layout.from_options("tiny", n_layers=7, n_branches=len(finals))
+    layout = Layout.from_options("tiny", n_layers=9 if method == "fasterseg" else 7, n_branches=len(finals))
     choices = [all_paths(layout, scale) for scale in finals]
+    if method == "fasterseg":
+        choices = [[path for path in paths if within_ranges(layout, path)] for paths in choices]
     for seed in range(15):
         weights = random_weights(layout, seed)
         legal = [paths for paths in product(*choices) if consistent(paths)]
