@@ -76,6 +76,14 @@ def model_card(facts: CardFacts) -> str:
             lines.append(
                 f"| {name} | {row['max_abs_logit_difference']:.2g} | {row['mask_dice']:.5f} | {row['n_slices']} |"
             )
+    reduced = {name: row for name, row in facts.files.items() if "expert_dice" in row}
+    if reduced:
+        lines += ["", "What fewer bits cost, by the Dice with the experts' masks, a mean over cases:", ""]
+        lines += ["| file | Dice | PyTorch, float32 | test cases |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| {name} | {row['expert_dice']:.4f} | {row['expert_dice_float32']:.4f} | {row['n_cases']} |"
+            for name, row in reduced.items()
+        ]
     lines += [
         "",
         "## Limits",

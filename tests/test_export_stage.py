@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.engine_files import load_engine
+from glioma_nas.engine_scores import expert_dice
 from glioma_nas.errors import BackendError, StorageError
 from glioma_nas.export_formats import ExportedFile, check_formats
-from glioma_nas.latency_backend import open_onnx_backend
+from glioma_nas.latency_backend import Array, Engine, open_onnx_backend
 from glioma_nas.latency_records import LatencyTable
 from glioma_nas.network_size import network_size
 from glioma_nas.parity import Parity
@@ -179,13 +182,22 @@ def test_student_is_delivered_in_every_format_that_can_be_written_here(run: Path
     for name in ("student.onnx", "student.xml", "student.pt2"):
         assert parity["engines"][name]["max_abs_logit_difference"] <= 1e-3, name
     assert parity["engines"]["student_int8.onnx"]["max_abs_logit_difference"] > 0
+    reduced = parity["engines"]["student_int8.onnx"]
+    assert reduced["n_cases"] == 2
+    assert 0 <= reduced["expert_dice"] <= 1 and 0 <= reduced["expert_dice_float32"] <= 1
+    assert "expert_dice" not in parity["engines"]["student.xml"]
     assert "weights alone" in parity["not_compared"]["student.safetensors"]
     if not torch.cuda.is_available():
         assert "no CUDA device" in results["not_compared"]["student.plan"]
     precisions = [load_engine(folder / name)[1].precision for name in ("student.plan", "student_int8.plan")]
     assert precisions == ["float32", "int8"]
     card = (tmp_path / "MODEL_CARD.md").read_text()
-    assert "not a medical device" in card and "| student.xml |" in card and "not compared: weights alone" in card
+    assert (
+        "not a medical device" in card
+        and "| student.xml |" in card
+        and "What fewer bits cost" in card
+        and "not compared: weights alone" in card
+    )
     # A batch of three, from files alone: the sizes that were exported are not the only ones that work.
     batch = torch.randn((3, 2, 48, 48), generator=torch.Generator().manual_seed(0))
     network = load_network(config, run / "search", run / "train", 0, "student")
@@ -227,6 +239,33 @@ def test_bundle_passes_monai_verification_and_loads(run: Path, tmp_path: Path) -
     del meta["network_data_format"]["outputs"]
     with pytest.raises(jsonschema.ValidationError, match="'outputs' is a required property"):
         jsonschema.validate(meta, json.loads((bundle / "configs" / "schema.json").read_text()))
+
+
+class Truth(Engine):
+    """Outlines what it is told, whatever the image."""
+
+    def __init__(self, tumours: list[NDArray[np.bool_]]) -> None:
+        self.tumours = list(tumours)
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        tumour = self.tumours.pop(0)
+        return [np.stack([np.where(tumour, -2, 2), np.where(tumour, 2, -2)])[None].astype(np.float32)]
+
+    def call(self) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.slow
+def test_dice_with_the_experts_masks_is_that_of_the_outlines(run: Path) -> None:
+    cohort = PreparedCohort.load(run / "preprocess")
+    cases = list(cohort.cases.values())[:2]
+    masks = [mask for case in cases for mask in case.mask() > 0]
+    right, none = (
+        expert_dice(Truth(tumours), cases, ("t1ce", "flair"))
+        for tumours in (masks, [np.zeros_like(mask) for mask in masks])
+    )
+    assert all(value > 0.9 for value in right), "the mask on slices, taken back to its own grid, is nearly the mask"
+    assert none == [0.0, 0.0]
 
 
 def test_refused_file_takes_what_belongs_to_it_along(tmp_path: Path) -> None:

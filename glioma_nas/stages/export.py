@@ -19,10 +19,11 @@ from torch import nn
 
 from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig
+from glioma_nas.engine_scores import expert_dice
 from glioma_nas.errors import BackendError
 from glioma_nas.export_formats import ExportRequest, export_file, is_reduced
 from glioma_nas.files import sha256_file, write_bytes, write_json, write_text
-from glioma_nas.latency_backend import Array, open_backend, open_onnx_backend
+from glioma_nas.latency_backend import Array, Engine, open_backend, open_onnx_backend
 from glioma_nas.latency_records import Environment
 from glioma_nas.latency_timing import ratio, summarise, time_engines
 from glioma_nas.model_card import CardFacts, model_card
@@ -131,7 +132,22 @@ def _deliver_student(
             exported.remove()
             raise
         parity[name] = _parity_row(_REFERENCE, TIMED_FOLD, exported.path, found)
+        if is_reduced(kind) and any(case.native_mask() is not None for case in test):
+            parity[name] |= _cost_of_fewer_bits(network, exported.engine, test, config)
     return not_compared
+
+
+def _cost_of_fewer_bits(
+    network: nn.Module, engine: Engine, cases: Sequence[PreparedCase], config: RunConfig
+) -> dict[str, Any]:
+    """Return the mean Dice with the experts' masks that PyTorch reaches in float32, and the engine."""
+    exact = open_backend("torch").prepare(network, [_shape(config)], threads=config.latency.threads)
+    found = [expert_dice(each, cases, config.cohort.channels) for each in (exact, engine)]
+    return {
+        "expert_dice_float32": _rounded(float(np.mean(found[0]))),
+        "expert_dice": _rounded(float(np.mean(found[1]))),
+        "n_cases": len(found[0]),
+    }
 
 
 def _describe_student(
