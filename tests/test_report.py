@@ -146,7 +146,14 @@ def write_preprocess(folder: Path) -> list[str]:
                 },
                 "grid": {"affine": np.eye(4).tolist(), "spacing_mm": [1.0, 1.0, 5.0], "steps": []},
                 "training_slices": list(range(DEPTH)),
-                "quality": {},
+                "quality": {
+                    "brain_ml": 300.0 if number == 2 else 1200.0,
+                    "tumour_ml": 20.0 + number,
+                    "tumour_outside_brain": 0.0,
+                    "tumour_voxels_cut": 0,
+                    "border": 0.0,
+                    "sequences": {"flair": {"overlap": 1.0}},
+                },
             },
         )
     excluded = [{"case_id": "case_99", "reason": "sequence t1ce missing"}]
@@ -444,6 +451,56 @@ def test_report_writes_tables_and_figures(finished: tuple[Path, dict[str, Any]])
     assert len([name for name in names if name.startswith("overlay")]) == 6
     for path in (folder / "figures").glob("*.png"):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+def test_report_tells_the_partitions_apart(finished: tuple[Path, dict[str, Any]]) -> None:
+    rows = {row["characteristic"]: row for row in read(finished[0] / "tables" / "characteristics.csv")}
+    # Even cases are tested in fold 0 and are men; 0, 6 and 9 of 0 … 11 are wildtype beside 3, and 5 has no label.
+    assert [rows["patients"][part] for part in ("all", "fold 0", "fold 1")] == ["12", "6", "6"]
+    assert (rows["women"]["fold 0"], rows["women"]["fold 1"]) == ("0 (0%)", "6 (100%)")
+    assert rows["idh: wildtype"]["all"] == "4 (33%)" and rows["idh: unknown"]["fold 1"] == "1 (17%)"
+    assert rows["age, years"]["fold 0"] == "40 (35 to 45)" and rows["age, years"]["fold 1"].endswith(", 1 unknown")
+    assert rows["t1ce missing"]["fold 1"] == "1 (17%)"
+    flow = {row["step"]: int(row["cases"]) for row in read(finished[0] / "tables" / "flow.csv")}
+    assert flow == {
+        "in the sheet": 13,
+        "left out: sequence t1ce missing": -1,
+        "analysed": 12,
+        "with an expert mask": 12,
+        "outline scored": 12,
+        "idh known": 11,
+        "idh predicted": 11,
+    }
+
+
+@pytest.mark.slow
+def test_report_lists_flagged_scans(finished: tuple[Path, dict[str, Any]], html: str) -> None:
+    rows = read(finished[0] / "tables" / "quality-flags.csv")
+    assert [row["case_id"] for row in rows] == ["case_02"]
+    assert "brain 300 ml" in rows[0]["flag"] and "1 of 12 cases flagged" in " ".join(html.split())
+
+
+@pytest.mark.slow
+def test_report_comes_with_what_an_article_needs(finished: tuple[Path, dict[str, Any]], html: str) -> None:
+    folder = finished[0]
+    claim = {row["number"]: row for row in read(folder / "claim_2024.csv")}
+    assert claim["36"]["state"] == "auto" and (folder / "tables" / "characteristics.csv").is_file()
+    assert claim["31"]["state"] == "missing" and "grad_cam_cases" in claim["31"]["where"]
+    assert claim["16"]["state"] == "manual"
+    tripod = {row["number"]: row["state"] for row in read(folder / "tripod_ai.csv")}
+    assert (tripod["17"], tripod["23a"], tripod["24"]) == ("manual", "auto", "missing")
+    methods = (folder / "methods.md").read_text(encoding="utf-8")
+    assert "12 patients with 12 examinations were analysed and 1 examination left out" in methods
+    assert "torch 2.11.0" in methods
+    listed = re.findall(r"^(\d+)\. ", methods, flags=re.MULTILINE)
+    cited = {number for group in re.findall(r"\[([\d, ]+)\]", methods) for number in group.split(", ")}
+    assert listed == [str(number) for number in range(1, len(listed) + 1)] and cited == set(listed)
+    card = (folder / "model_card.md").read_text(encoding="utf-8")
+    assert "| Dice, student | 0.665 |" in card and "| AUC, idh | 0.90 | 0.70 to 1.00 | 11, 7 positive |" in card
+    assert "Not meant for" in card
+    text = " ".join("".join(parse(html).text).split())
+    assert "Reporting checklists" in text and "CLAIM 2024 33, test on patients from elsewhere" in text
 
 
 @pytest.mark.slow

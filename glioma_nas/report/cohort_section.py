@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from glioma_nas.cohort import UNKNOWN_VALUES
 from glioma_nas.config import RunConfig, indicated_by
 from glioma_nas.prepared import PreparedCase
+from glioma_nas.quality_control import flags
+from glioma_nas.report.characteristics import MAX_VALUES, UNKNOWN, characteristics_table, flow_table, label_value
 from glioma_nas.report.document import Column, Facts, Paragraph, Row, Section, Table, number, plural, text
 from glioma_nas.report.records import RunRecords
-
-UNKNOWN = "unknown"
-_MAX_VALUES = 8  # a column with more distinct values is a measurement, not a class
 
 
 def build(records: RunRecords, config: RunConfig) -> Section:
@@ -37,6 +35,8 @@ def build(records: RunRecords, config: RunConfig) -> Section:
                 ("Slice size", f"{config.preprocess.image_size_px} × {config.preprocess.image_size_px} px"),
             )
         ),
+        flow_table(records, config),
+        characteristics_table(records, config),
         _demographics(cases, config),
         _sequences(records, cases),
     )
@@ -52,6 +52,7 @@ def build(records: RunRecords, config: RunConfig) -> Section:
     else:
         section.add(Paragraph("No case of the sheet was excluded."))
     section.add(_folds(records, config))
+    _add_quality(section, cases)
     return section
 
 
@@ -67,28 +68,14 @@ def missing_rule(config: RunConfig) -> str:
     return rules[config.cohort.missing_sequence]
 
 
-def label_value(case: PreparedCase, column: str, config: RunConfig) -> str:
-    """Return the class a case has in a label column; thresholds of configured markers are applied."""
-    raw = str(case.labels.get(column, "")).strip()
-    if raw.lower() in UNKNOWN_VALUES:
-        return UNKNOWN
-    for marker in config.classify.markers.values():
-        if marker.column == column and marker.threshold is not None:
-            try:
-                value = float(raw)
-            except ValueError:
-                return raw
-            return f"≥ {marker.threshold:g}" if value >= marker.threshold else f"< {marker.threshold:g}"
-    return raw
-
-
 def _demographics(cases: Sequence[PreparedCase], config: RunConfig) -> Table:
     rows = [_describe("all cases", "", cases)]
-    for column in dict.fromkeys(name for case in cases for name in case.labels):
+    # Age and sex can stand in for a marker, so they are shown for the markers; other columns are in the table by part.
+    for column in dict.fromkeys(marker.column for marker in config.classify.markers.values()):
         groups: dict[str, list[PreparedCase]] = {}
         for case in cases:
             groups.setdefault(label_value(case, column, config), []).append(case)
-        if len(groups) > _MAX_VALUES:
+        if len(groups) > MAX_VALUES:
             continue
         for value in sorted(groups, key=lambda name: (name == UNKNOWN, name)):
             rows.append(_describe(column, value, groups[value]))
@@ -108,7 +95,8 @@ def _demographics(cases: Sequence[PreparedCase], config: RunConfig) -> Table:
     for row in rows:
         marked.append({**row, "first": row["label"] not in seen})
         seen.add(row["label"])
-    return Table("demographics", f"Age (years) and sex by label, n = {plural(len(cases), 'case')}.", columns, marked)
+    caption = f"Age (years) and sex by the classes of the markers, n = {plural(len(cases), 'case')}."
+    return Table("demographics", caption, columns, marked)
 
 
 def _describe(label: str, value: str, cases: Sequence[PreparedCase]) -> Row:
@@ -178,3 +166,19 @@ def _folds(records: RunRecords, config: RunConfig) -> Table:
     )
     caption = f"Folds, drawn by patient with seed {cohort.folds.seed}; hash {cohort.folds.hash[:16]}."
     return Table("folds", caption, columns, rows)
+
+
+def _add_quality(section: Section, cases: Sequence[PreparedCase]) -> None:
+    if not cases or not all("brain_ml" in case.quality for case in cases):
+        section.add_missing("Quality control of the prepared scans")
+        return
+    raised = {name: found for name, found in flags({case.case_id: case.quality for case in cases}).items() if found}
+    if not raised:
+        section.add(Paragraph(f"Quality control raised no flag, n = {plural(len(cases), 'case')}."))
+        return
+    rows = [{"case_id": name, "flag": flag} for name, found in raised.items() for flag in found]
+    caption = (
+        f"Quality control: {len(raised)} of {plural(len(cases), 'case')} flagged. A flag asks somebody to look at the "
+        "contact sheet (preprocess/qc.html) and changes nothing."
+    )
+    section.add(Table("quality_flags", caption, (text("case_id", "Case"), text("flag", "Flag")), rows))

@@ -11,6 +11,7 @@ from glioma_nas.config import RunConfig
 from glioma_nas.files import write_bytes, write_text
 from glioma_nas.pipeline import StageContext
 from glioma_nas.report import (
+    checklists,
     cohort_section,
     marker_section,
     provenance_section,
@@ -19,15 +20,21 @@ from glioma_nas.report import (
 )
 from glioma_nas.report.charts import colour_of
 from glioma_nas.report.document import Figures, Headline, Section, Table, plural, show_interval, show_number
+from glioma_nas.report.methods_text import methods_text
 from glioma_nas.report.page import Page, anchor, render
 from glioma_nas.report.records import RunRecords, read_records
+from glioma_nas.report.run_card import run_card
 from glioma_nas.report.segmentation_section import NetworkSummary, main_network
 
 REPORT_FILE = "report.html"
+METHODS_FILE = "methods.md"
+CARD_FILE = "model_card.md"
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write ``report.html``, ``tables/*.csv`` and ``figures/*.png``.
+    """Write ``report.html``, ``tables/*.csv``, ``figures/*.png``, and what an article needs besides.
+
+    That is ``methods.md``, ``model_card.md``, and the checklists ``claim_2024.csv`` and ``tripod_ai.csv``.
 
     What no stage measured is shown as "not measured".
 
@@ -41,13 +48,16 @@ def run(context: StageContext) -> dict[str, Any]:
     with context.progress.task("report", 3) as task:
         records = read_records(context.inputs, list(config.classify.markers))
         task.advance()
-        sections = build_sections(records, config)
+        summaries = segmentation_section.summarise(records, config)
+        known = checklists.evidence(records, config)
+        filled = {name: checklists.answers(items, known) for name, (_, items) in checklists.CHECKLISTS.items()}
+        sections = build_sections(records, config, summaries, filled)
         page = Page(
             title=config.report.title,
             subtitle="glioma_nas run report",
             facts=_facts(records, config),
             disclaimer=provenance_section.DISCLAIMER,
-            headlines=_headlines(records, config),
+            headlines=_headlines(records, config, summaries),
             sections=sections,
         )
         task.advance()
@@ -59,6 +69,10 @@ def run(context: StageContext) -> dict[str, Any]:
         for figure in pictures:
             if figure.png:
                 write_bytes(context.folder / "figures" / f"{anchor(figure.name)}.png", figure.png)
+        for name, found in filled.items():
+            write_text(context.folder / name, checklists.to_csv(found))
+        write_text(context.folder / METHODS_FILE, methods_text(records, config))
+        write_text(context.folder / CARD_FILE, run_card(records, config, summaries))
         write_text(context.folder / REPORT_FILE, render(page))
         task.advance()
     return {
@@ -69,9 +83,13 @@ def run(context: StageContext) -> dict[str, Any]:
     }
 
 
-def build_sections(records: RunRecords, config: RunConfig) -> list[Section]:
+def build_sections(
+    records: RunRecords,
+    config: RunConfig,
+    summaries: Mapping[str, NetworkSummary],
+    filled: Mapping[str, Sequence[checklists.Answer]],
+) -> list[Section]:
     """Build every chapter, the limits last since they repeat what the others lack."""
-    summaries = segmentation_section.summarise(records, config)
     networks = list(dict.fromkeys([*summaries, *(name for name, _ in records.train_histories), *records.latency]))
     colours = colour_of(networks)
     sections = [
@@ -80,6 +98,7 @@ def build_sections(records: RunRecords, config: RunConfig) -> list[Section]:
         search_section.build_training(records, config, colours),
         segmentation_section.build(records, config, summaries, colours),
         marker_section.build(records, config),
+        checklists.build(filled),
         provenance_section.build_environment(records, config),
     ]
     return [*sections, provenance_section.build_limits(records, config, sections)]
@@ -97,11 +116,10 @@ def _facts(records: RunRecords, config: RunConfig) -> list[tuple[str, str]]:
     ]
 
 
-def _headlines(records: RunRecords, config: RunConfig) -> list[Headline]:
+def _headlines(records: RunRecords, config: RunConfig, summaries: Mapping[str, NetworkSummary]) -> list[Headline]:
     cases = records.cohort.cases
     patients = len({case.patient_id for case in cases.values()})
     found = [Headline("Patients", str(patients), plural(len(cases), "case"))]
-    summaries: Mapping[str, NetworkSummary] = segmentation_section.summarise(records, config)
     if summaries:
         name = main_network(list(summaries))
         dice = summaries[name].dice
