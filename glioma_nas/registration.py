@@ -49,6 +49,19 @@ class Registration:
     improved: bool
 
 
+class _Pyramid:
+    """A SimpleITK image at every level that is asked for, each made once."""
+
+    def __init__(self, image: Any) -> None:
+        self._image = image
+        self._levels: dict[float, Any] = {}
+
+    def at(self, level_mm: float) -> Any:
+        if level_mm not in self._levels:
+            self._levels[level_mm] = shrunk(self._image, level_mm)
+        return self._levels[level_mm]
+
+
 def to_itk(data: npt.NDArray[Any], affine: Affine) -> Any:  # a SimpleITK image, whose package has no types
     """Make a SimpleITK image in LPS+ space of a volume (X, Y, Z) and its RAS+ affine."""
     import SimpleITK as sitk
@@ -90,7 +103,7 @@ def register_rigid(
     """
     import SimpleITK as sitk
 
-    target, source = to_itk(fixed, fixed_affine), to_itk(moving, moving_affine)
+    target, source = _Pyramid(to_itk(fixed, fixed_affine)), _Pyramid(to_itk(moving, moving_affine))
     identity = sitk.Euler3DTransform()
     identity.SetCenter(_centre(fixed, fixed_affine).tolist())
     before = _information(target, source, identity)
@@ -143,7 +156,7 @@ def register_template(
     """
     import SimpleITK as sitk
 
-    target, source = to_itk(head, head_affine), to_itk(template, template_affine)
+    target, source = _Pyramid(to_itk(head, head_affine)), _Pyramid(to_itk(template, template_affine))
     seen = to_itk(region.astype(np.uint8), template_affine)
     # From the template to the head, so that the metric always sees the whole brain.
     rigid = sitk.Euler3DTransform()
@@ -163,8 +176,8 @@ def register_template(
 
 
 def _refined(
-    fixed: Any,
-    moving: Any,
+    fixed: _Pyramid,
+    moving: _Pyramid,
     transform: Any,
     information: Callable[[Any], float],
     *,
@@ -188,13 +201,19 @@ def _refined(
 
 
 def _best_start(
-    fixed: Any, moving: Any, start: Any, centre: npt.NDArray[np.float64], *, region: Any, level_mm: float
+    fixed: _Pyramid,
+    moving: _Pyramid,
+    start: Any,
+    centre: npt.NDArray[np.float64],
+    *,
+    region: Any,
+    level_mm: float,
 ) -> Any:
     """Try shifts and nods about the centre of the head, which lies below the brain's by as much as the neck is long."""
     import SimpleITK as sitk
 
-    fixed, moving = shrunk(fixed, level_mm), shrunk(moving, level_mm)
-    method = _method(fixed)
+    target, source = fixed.at(level_mm), moving.at(level_mm)
+    method = _method(target)
     method.SetMetricFixedMask(region)
     best, found = start, np.inf
     for up, forward, nod in product(_START_UP_MM, _START_FORWARD_MM, _START_NOD_DEGREES):
@@ -204,7 +223,7 @@ def _best_start(
         trial.SetRotation(float(np.deg2rad(nod)), 0.0, 0.0)
         method.SetInitialTransform(trial)
         try:
-            value = method.MetricEvaluate(fixed, moving)
+            value = method.MetricEvaluate(target, source)
         except RuntimeError:
             continue  # the template lies outside the scan
         if value < found:
@@ -221,20 +240,32 @@ def _centre(data: FloatVolume, affine: Affine) -> npt.NDArray[np.float64]:
 
 
 def shrunk(image: Any, level_mm: float) -> Any:
-    """Smooth and subsample a SimpleITK image to voxels of about ``level_mm``, each axis by a whole number."""
+    """Smooth a SimpleITK image and sample it at voxels of about ``level_mm``, each axis by a whole number.
+
+    Interpolated, not picked: the middle of two voxels is no voxel, and `sitk.Shrink` takes the one or the other as
+    floating point has it, so that two scans of one grid can come out a voxel apart.
+    """
     import SimpleITK as sitk
 
+    sizes = image.GetSize()
     factors = [
-        max(1, min(int(level_mm / side + 0.5), size // 8))
-        for side, size in zip(image.GetSpacing(), image.GetSize(), strict=True)
+        max(1, min(int(level_mm / side + 0.5), size // 8)) for side, size in zip(image.GetSpacing(), sizes, strict=True)
     ]
-    sigmas = [
-        0.5 * factor * side if factor > 1 else 0.0 for factor, side in zip(factors, image.GetSpacing(), strict=True)
-    ]
-    for axis, sigma in enumerate(sigmas):
-        if sigma > 0:
-            image = sitk.RecursiveGaussian(image, sigma, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
-    return sitk.Shrink(image, factors)
+    if max(factors) == 1:
+        return image
+    for axis, factor in enumerate(factors):
+        if factor > 1:
+            sigma_mm = 0.5 * factor * image.GetSpacing()[axis]
+            image = sitk.RecursiveGaussian(image, sigma_mm, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
+    new = [size // factor for size, factor in zip(sizes, factors, strict=True)]
+    grid = sitk.ResampleImageFilter()
+    grid.SetSize(new)
+    grid.SetOutputSpacing([side * factor for side, factor in zip(image.GetSpacing(), factors, strict=True)])
+    grid.SetOutputDirection(image.GetDirection())
+    first = [(size - 1 - (n - 1) * factor) / 2 for size, n, factor in zip(sizes, new, factors, strict=True)]
+    grid.SetOutputOrigin(image.TransformContinuousIndexToPhysicalPoint(first))
+    grid.SetInterpolator(sitk.sitkLinear)
+    return grid.Execute(image)
 
 
 def _method(target: Any) -> Any:
@@ -252,10 +283,9 @@ def _method(target: Any) -> Any:
 
 
 def _optimise(
-    target: Any, source: Any, transform: Any, *, level_mm: float, region: Any = None, step_share: float = 0.5
+    fixed: _Pyramid, moving: _Pyramid, transform: Any, *, level_mm: float, region: Any = None, step_share: float = 0.5
 ) -> None:
-
-    target, source = shrunk(target, level_mm), shrunk(source, level_mm)
+    target, source = fixed.at(level_mm), moving.at(level_mm)
     method = _method(target)
     if region is not None:
         method.SetMetricFixedMask(region)
@@ -272,20 +302,20 @@ def _optimise(
 
 
 def _descended(
-    target: Any, source: Any, transform: Any, *, level_mm: float, step_share: float = 0.5, region: Any = None
+    fixed: _Pyramid, moving: _Pyramid, transform: Any, *, level_mm: float, step_share: float = 0.5, region: Any = None
 ) -> bool:
     # Headers can place two scans metres apart, which is no reason to give up the other places to begin from.
     try:
-        _optimise(target, source, transform, level_mm=level_mm, step_share=step_share, region=region)
+        _optimise(fixed, moving, transform, level_mm=level_mm, step_share=step_share, region=region)
     except RuntimeError:
         return False  # no overlap, at the start or on the way
     return True
 
 
 def _information(
-    target: Any, source: Any, transform: Any, *, region: Any = None, level_mm: float = _FINE_MM[0]
+    fixed: _Pyramid, moving: _Pyramid, transform: Any, *, region: Any = None, level_mm: float = _FINE_MM[0]
 ) -> float:
-    target, source = shrunk(target, level_mm), shrunk(source, level_mm)
+    target, source = fixed.at(level_mm), moving.at(level_mm)
     method = _method(target)
     if region is not None:
         method.SetMetricFixedMask(region)

@@ -13,7 +13,7 @@ from glioma_nas.config import PreprocessConfig
 from glioma_nas.grids import IDENTITY, rotation_about, rotation_degrees, shift_mm
 from glioma_nas.images import Affine
 from glioma_nas.prepared import PreparedCase
-from glioma_nas.registration import from_itk, register_rigid, to_itk
+from glioma_nas.registration import from_itk, register_rigid, shrunk, to_itk
 from glioma_nas.testing.head_phantoms import HEAD_CENTRE_MM, head_grid, make_head, write_raw_patient
 
 # 8 mm and 6 degrees, about two axes at a time.
@@ -89,6 +89,24 @@ def test_itk_images_keep_place_and_voxels_of_oblique_volumes() -> None:
     np.testing.assert_array_equal(from_itk(image), data)
     lps = np.array(image.TransformIndexToPhysicalPoint((3, 1, 2)))
     np.testing.assert_allclose(lps * [-1, -1, 1], (affine @ [3, 1, 2, 1])[:3], atol=1e-9)
+
+
+@pytest.mark.parametrize("sides", [(1.0, 1.0, 5.0), (-1.56, -1.56, 6.4), (1.5, -0.9, 1.0)])
+@pytest.mark.parametrize("degrees", [(0.0, 0.0, 0.0), (3.1, -4.7, 6.3)])
+def test_coarser_images_stay_where_they_were(sides: tuple[float, float, float], degrees: tuple[float, ...]) -> None:
+    # Brightness says the place: x + 2 y + 3 z in millimetres. Voxels must say the place where their image has them.
+    turn = rotation_about(np.zeros(3), degrees, (0.3, 11.7, -5.2))
+    affine = turn @ np.diag([*sides, 1.0])
+    places = np.stack([*np.indices((48, 50, 40)), np.ones((48, 50, 40))])
+    slope = np.array([1.0, 2.0, 3.0])
+    data = np.einsum("r,rxyz->xyz", slope @ affine[:3], places).astype(np.float32)
+    for level_mm in (2.0, 3.0, 6.0):
+        image = shrunk(to_itk(data, affine), level_mm)
+        size = image.GetSize()
+        # Smoothing bends the ramp towards the edges of the image.
+        for index in ([n // 2 for n in size], [n // 2 - 1 for n in size]):
+            lps = np.array(image.TransformIndexToPhysicalPoint(index))
+            assert image[index] == pytest.approx(slope @ (lps * [-1, -1, 1]), abs=0.2)
 
 
 @pytest.mark.slow

@@ -87,6 +87,10 @@ def test_brains_of_synthetic_patients_are_found_in_scans_that_the_patient_moved_
     read = CaseVolumes(images, None, grids["t1ce"], {"t1": grids["t1"]})
     joined, record = preprocess_steps.get("register")().apply(read, PreprocessConfig())
     assert record["sequences"]["t1"]["improved"]
+    inside = np.argwhere(scans.brain)[::997]
+    points = grids["t1ce"] @ np.vstack([inside.T, np.ones(len(inside))])
+    missed = ((joined.motions["t1"] - np.array(scans.truth["motion"]["t1"])) @ points)[:3]
+    assert np.linalg.norm(missed, axis=0).mean() <= 1.0
     for name in ("strip_template", "strip_deepbet"):
         found, own = preprocess_steps.get(name)().apply(joined, PreprocessConfig())
         assert own["sequence"] == "t1ce"
