@@ -7,13 +7,13 @@ repeat r is entry r · n_folds + k, the repeat in use first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glioma_nas.errors import CohortError, LeakageError
 from glioma_nas.files import read_json, write_json
-from glioma_nas.folds import FoldPlan, Folds, Member, check_not_empty, load_fold_plan
+from glioma_nas.folds import FoldPlan, Folds, Member, Pair, check_not_empty, load_fold_plan
 
 SPLITS_FILE = "splits_final.json"
 
@@ -25,13 +25,14 @@ def write_nnunet_splits(plan: FoldPlan, path: Path) -> None:
     write_json(path, splits)
 
 
-def read_foreign_plan(path: Path, cases: Sequence[Member], *, seed: int) -> FoldPlan:
+def read_foreign_plan(path: Path, cases: Sequence[Member], *, seed: int, hide_names: bool = False) -> FoldPlan:
     """Read a plan that was drawn elsewhere, and make sure that it fits these cases.
 
     Args:
         path: Our ``folds.json`` or nnU-Net's ``splits_final.json``.
         cases: The cohort's cases.
         seed: The run's seed, kept with the folds.
+        hide_names: Do not repeat names of the file that the cohort does not have: with hashed ids they are real ones.
 
     Raises:
         CohortError: It is neither, names a case the cohort lacks, or does not hold every case out exactly once,
@@ -40,14 +41,17 @@ def read_foreign_plan(path: Path, cases: Sequence[Member], *, seed: int) -> Fold
         StorageError: The file is missing or no JSON, or our file was changed.
     """
     data = read_json(path)
-    plan = load_fold_plan(path) if isinstance(data, dict) else FoldPlan(seed, (_from_nnunet(path, data, cases, seed),))
+    if isinstance(data, dict):
+        plan = load_fold_plan(path)
+    else:
+        plan = FoldPlan(seed, _from_nnunet(path, data, cases, seed, hide_names))
     patients = {case.case_id: case.patient_id for case in cases}
     for repeat in plan.repeats:
-        _check(path, repeat, patients)
+        _check(path, repeat, patients, hide_names)
     return plan
 
 
-def _from_nnunet(path: Path, data: Any, cases: Sequence[Member], seed: int) -> Folds:
+def _from_nnunet(path: Path, data: Any, cases: Sequence[Member], seed: int, hide_names: bool) -> tuple[Folds, ...]:
     try:
         splits = [({*map(str, fold["train"])}, {*map(str, fold["val"])}) for fold in data]
     except (KeyError, TypeError) as err:
@@ -57,18 +61,28 @@ def _from_nnunet(path: Path, data: Any, cases: Sequence[Member], seed: int) -> F
     unknown = {name for train, val in splits for name in train | val} - {case.case_id for case in cases}
     if unknown:
         raise CohortError(
-            f"{path}: names {len(unknown)} cases that the cohort does not have, such as '{min(unknown)}'; draw the "
-            "folds from this cohort"
+            f"{path}: names {len(unknown)} cases that the cohort does not have{_such_as(unknown, hide_names)}; draw "
+            "the folds from this cohort"
         )
     order = [case.case_id for case in cases]
-    pairs = tuple(
-        (tuple(name for name in order if name in train), tuple(name for name in order if name in val))
-        for train, val in splits
-    )
-    return Folds(seed, pairs)
+    repeats: list[list[Pair]] = [[]]
+    held: set[str] = set()
+    for train, val in splits:
+        if val and held >= set(order):  # everybody was held out once, so the next repeat begins
+            repeats.append([])
+            held = set()
+        held |= val
+        repeats[-1].append(
+            (tuple(name for name in order if name in train), tuple(name for name in order if name in val))
+        )
+    return tuple(Folds(seed, tuple(pairs)) for pairs in repeats)
 
 
-def _check(path: Path, folds: Folds, patients: Mapping[str, str]) -> None:
+def _such_as(names: Collection[str], hide_names: bool) -> str:
+    return "" if hide_names else f", such as '{min(names)}'"
+
+
+def _check(path: Path, folds: Folds, patients: Mapping[str, str], hide_names: bool) -> None:
     held = Counter(name for fold in range(folds.n) for name in folds.test(fold))
     for case_id in patients:
         if held[case_id] != 1:
@@ -83,7 +97,9 @@ def _check(path: Path, folds: Folds, patients: Mapping[str, str]) -> None:
     for fold in range(folds.n):
         names = {*folds.train(fold), *folds.test(fold)}
         if unknown := names - set(patients):
-            raise CohortError(f"{path}: fold {fold} names case '{min(unknown)}', which the cohort does not have")
+            raise CohortError(
+                f"{path}: fold {fold} names a case that the cohort does not have{_such_as(unknown, hide_names)}"
+            )
         for pair in (folds.pairs[fold], *(folds.inner[fold] if folds.inner else ())):
             trained = {patients[name]: name for name in pair[0]}
             for name in pair[1]:

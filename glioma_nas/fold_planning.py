@@ -30,7 +30,7 @@ def plan_folds(
     wanted = config.folds
     gone = set(failed)
     if wanted.file is not None:
-        plan = read_foreign_plan(wanted.file, cases, seed=config.seed)
+        plan = read_foreign_plan(wanted.file, cases, seed=config.seed, hide_names=config.cohort.hash_ids)
         return replace(plan, repeats=tuple(_without(repeat, gone) for repeat in plan.repeats))
     return make_fold_plan(
         [case for case in cases if case.case_id not in gone],

@@ -229,6 +229,23 @@ def test_clinical_sheet_adds_labels_and_patients(tmp_path: Path) -> None:
     assert any("1 of 2 cases are not in it" in note for note in reading.notes)
 
 
+def test_clinical_sheet_that_parts_a_patient_is_refused(tmp_path: Path) -> None:
+    for session in ("1", "2"):
+        touch(tmp_path / "bids", f"sub-A/ses-{session}/anat/sub-A_ses-{session}_FLAIR.nii.gz")
+    (tmp_path / "bids" / "participants.tsv").write_text("participant_id\nsub-A\n")
+    names = [case.case_id for case in examine_cohort(config(tmp_path / "bids", sequences=["flair"])).cohort.cases]
+    assert len(names) == 2
+    people = tmp_path / "people.csv"
+    people.write_text(f"case_id,patient_id\n{names[0]},P\n")
+    with pytest.raises(CohortError, match=r"cases of one patient of the data set different patient_ids, or only some"):
+        examine_cohort(config(tmp_path / "bids", sequences=["flair"], clinical=people))
+    people.write_text(f"case_id,patient_id\n{names[0]},P\n{names[1]},P\n")
+    assert {
+        case.patient_id
+        for case in examine_cohort(config(tmp_path / "bids", sequences=["flair"], clinical=people)).cohort.cases
+    } == {"P"}
+
+
 def test_folder_with_a_sheet_stands_for_the_sheet(tmp_path: Path) -> None:
     touch(tmp_path, "a_t1ce.nii.gz", "a_flair.nii.gz")
     (tmp_path / "cohort.csv").write_text("case_id,patient_id,t1ce,flair\nA,P,a_t1ce.nii.gz,a_flair.nii.gz\n")

@@ -185,6 +185,68 @@ def test_series_that_lacks_a_slice_is_not_converted(tmp_path: Path) -> None:
     assert "t2: slices are uneven, as where one is missing (1 of 10 gaps are not of 6 mm, such as 12 mm)" in told
 
 
+@pytest.mark.parametrize(
+    ("n_kept", "fields", "told"),
+    [
+        (slice(0, 10), {"ImagesInAcquisition": 12}, "it has 10 of 12 images"),
+        (slice(2, 12), {}, "image numbers begin with 3"),
+        (slice(0, 12), {"ImagesInAcquisition": 12}, None),
+        (slice(0, 10), {}, None),
+    ],
+)
+def test_headers_tell_that_slices_are_missing_at_an_end(
+    tmp_path: Path, n_kept: slice, fields: dict[str, int], told: str | None
+) -> None:
+    write_series(tmp_path / "in", study="1.2", number=1, n_slices=12, **SERIES["t2"], **fields)
+    paths = sorted((tmp_path / "in").iterdir())
+    for path in set(paths) - set(paths[n_kept]):
+        path.unlink()
+    result = import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS, review_only=True)
+    doubts = [problem for problem in result.problems if "may lack slices" in problem]
+    assert len(doubts) == (told is not None)
+    assert told is None or f"may lack slices: {told}; compare it with the scanner's" in doubts[0]
+
+
+def test_series_that_covers_less_of_the_head_than_the_others_is_told(tmp_path: Path) -> None:
+    for number, (name, n_slices) in enumerate((("t2", 12), ("flair", 12), ("t1", 8)), start=1):
+        write_series(tmp_path / name, study="1.2", number=number, n_slices=n_slices, **SERIES[name])
+    result = import_dicom(tmp_path, tmp_path / "out", PSEUDONYMS, review_only=True)
+    (told,) = [problem for problem in result.problems if "covers" in problem]
+    assert told.endswith("t1 covers 42 mm across its slices, another sequence 66 mm; slices at an end may be missing")
+
+
+def test_examination_exported_again_under_the_same_names_and_sizes_is_converted_again(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", study="1.2", number=1, **SERIES["t2"])
+    assert import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS).n_converted == 1
+    assert import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS).n_converted == 0
+    path = sorted((tmp_path / "in").iterdir())[3]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS).n_converted == 1
+
+
+def test_columns_of_the_clinical_sheet_that_tell_who_it_is_stay_behind(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", study="1.2", number=1, **SERIES["t2"])
+    clinical = tmp_path / "labels.csv"
+    cells = {
+        "PatientID": PATIENT, "idh": "mutant", "ki67": "7.5", "surgery": "2015-06-19", "Surname": "Miller",
+        "chart": f"no {PATIENT}", "seen_by": "Jones^Dr", "remarks": "came with her brother from the village near here",
+    }  # fmt: skip
+    clinical.write_text(f"{','.join(cells)}\n{','.join(cells.values())}\n")
+    result = import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS, clinical=clinical)
+    (row,) = rows_of(tmp_path / "out" / "cohort.csv")
+    assert set(row) & set(cells) == {"idh", "ki67"}
+    told = [problem for problem in result.problems if "was left out" in problem]
+    assert told == [
+        "labels.csv: column 'surgery' was left out (date)",
+        "labels.csv: column 'Surname' was left out ('surname' in its heading)",
+        "labels.csv: column 'chart' was left out (patient id)",
+        "labels.csv: column 'seen_by' was left out (name in DICOM's form)",
+        "labels.csv: column 'remarks' was left out (text of over 40 characters)",
+    ]
+
+
 def test_corrected_clinical_sheet_is_followed_when_the_import_runs_again(export: Path, tmp_path: Path) -> None:
     clinical, out = tmp_path / "labels.csv", tmp_path / "out"
     for idh, age, shown in (("mutant", "93", "90"), ("wildtype", "45", "45")):

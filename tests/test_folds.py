@@ -258,6 +258,8 @@ def test_nnunet_splits_go_out_and_come_back(tmp_path: Path) -> None:
     splits = json.loads((tmp_path / "splits_final.json").read_text())
     assert [set(fold) for fold in splits] == [{"train", "val"}] * 6
     assert [set(fold["val"]) for fold in splits[:3]] == [set(plan.repeats[1].test(fold)) for fold in range(3)]
+    back = read_foreign_plan(tmp_path / "splits_final.json", members, seed=4)
+    assert (back.used, back.repeats) == (0, (plan.repeats[1], plan.repeats[0]))
     (tmp_path / "splits_final.json").write_text(json.dumps(splits[:3]))
     assert read_foreign_plan(tmp_path / "splits_final.json", members, seed=4).folds == plan.repeats[1]
 
@@ -285,3 +287,13 @@ def test_foreign_folds_that_leak_or_do_not_fit_are_refused(
     (tmp_path / "splits.json").write_text(json.dumps(splits))
     with pytest.raises(error, match=message):
         read_foreign_plan(tmp_path / "splits.json", members, seed=0)
+
+
+def test_names_in_foreign_folds_are_not_repeated_when_ids_are_hidden(tmp_path: Path) -> None:
+    splits = [{"train": ["c1"], "val": ["c0", "MILLER"]}, {"train": ["c0"], "val": ["c1"]}]
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(CohortError, match=r"names 1 cases that the cohort does not have; draw the folds") as raised:
+        read_foreign_plan(
+            tmp_path / "splits.json", [Case(f"c{i}", f"p{i}", {}) for i in (0, 1)], seed=0, hide_names=True
+        )
+    assert "MILLER" not in str(raised.value)

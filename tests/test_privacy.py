@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import os
@@ -83,6 +84,32 @@ def test_hashed_ids_stand_in_messages_too(tmp_path: Path) -> None:
     (problem,) = examine_cohort(hashed_config(sheet)).problems
     assert "P002" not in str(problem) and "line 3" in str(problem)
     assert problem.case_id is not None and is_pseudonym(problem.case_id)
+
+
+def test_hashed_ids_do_not_come_back_through_another_column(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sheet = write_phantom_cohort(tmp_path / "c", 3, 0)
+    header, *lines = sheet.read_text().splitlines()
+    cells = [line.split(",")[0] for line in lines]
+    told = [f"{header},chart,operated", *(f"{line},folder {cells[0]},2015-06-17" for line in lines)]
+    sheet.write_text("\n".join(told) + "\n")
+    plain = read_cohort(CohortConfig(sheet=sheet))
+    assert {"chart", "operated"} <= set(plain.label_columns)
+    hashed = read_cohort(hashed_config(sheet))
+    assert set(plain.label_columns) - set(hashed.label_columns) == {"chart", "operated"}
+    assert not any({"chart", "operated"} & set(case.labels) for case in hashed.cases)
+    assert "column 'operated' is left out (date)" in caplog.text and cells[0] not in caplog.text
+
+
+def test_date_of_the_week_is_the_softwares_own_only_with_a_time(tmp_path: Path) -> None:
+    written = datetime.datetime(2024, 5, 17, 12, tzinfo=datetime.UTC)
+    for name, text in (
+        ("a.json", '{"started": "2024-05-13T08:30:00Z", "written": "2024-05-17"}'),
+        ("b.json", '{"surgery": "2024-05-13"}'),
+        ("c.json", '{"started": "2024-05-01 08:30"}'),
+    ):
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, (written.timestamp(), written.timestamp()))
+    assert [(leak.file, leak.kind) for leak in scan_folder(tmp_path).leaks] == [("b.json", "date"), ("c.json", "date")]
 
 
 def test_another_salt_makes_a_run_out_of_date(tmp_path: Path) -> None:

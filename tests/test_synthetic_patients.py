@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from glioma_nas.synthetic.measurement import auc
-from glioma_nas.synthetic.patients import SyntheticPatient, draw_patient
+from glioma_nas.synthetic.patients import GROUPS, Group, SyntheticPatient, draw_patient
 
 PEOPLE = [draw_patient(number, 0) for number in range(1, 1401)]
 
@@ -58,6 +60,24 @@ def test_age_and_grade_follow_the_group(name: str, age: int, deviation: int, gra
 def test_age_alone_tells_idh_as_designed() -> None:
     ages = np.array([patient.age_years for patient in PEOPLE])
     assert 0.80 <= auc(ages, np.array([not patient.is_mutant for patient in PEOPLE])) <= 0.90
+
+
+def test_age_tells_idh_by_design_and_scatters_from_cohort_to_cohort() -> None:
+    # P(wildtype is older) of two normal ages, over both kinds of mutants by their shares; cutting ages changes little.
+    def older(name: Group) -> float:
+        mean, deviation = GROUPS[name].age_years
+        wildtype_mean, wildtype_deviation = GROUPS["glioblastoma"].age_years
+        return NormalDist().cdf((wildtype_mean - mean) / math.hypot(deviation, wildtype_deviation))
+
+    designed = (3 * older("oligodendroglioma") + 5 * older("astrocytoma")) / 8
+    assert designed == pytest.approx(0.865, abs=0.005)
+    areas = []
+    for seed in range(20):
+        people = [draw_patient(number, seed) for number in range(1, 239)]
+        wildtype = np.array([not patient.is_mutant for patient in people])
+        areas.append(auc(np.array([patient.age_years for patient in people]), wildtype))
+    assert np.mean(areas) == pytest.approx(designed, abs=0.01)
+    assert np.std(areas) == pytest.approx(0.025, abs=0.01)
 
 
 def test_signs_on_images_have_their_shares() -> None:

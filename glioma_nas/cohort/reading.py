@@ -8,6 +8,7 @@ with DICOM files must be imported first. ``cohort.format`` names one of these an
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,11 @@ from glioma_nas.cohort.spreadsheet import SHEET_SUFFIXES, read_spreadsheet
 from glioma_nas.config import CohortConfig
 from glioma_nas.errors import CohortError, did_you_mean
 from glioma_nas.files import canonical_json, sha256_text
+from glioma_nas.privacy.label_columns import telling_columns
 from glioma_nas.privacy.pseudonyms import Pseudonyms, load_salt
+from glioma_nas.privacy.text_patterns import KnownIdentifiers
+
+_logger = logging.getLogger(__name__)
 
 _KNOWN = ("case_id", "patient_id", "mask", "age", "sex")
 _DICOM_MAGIC = b"DICM"
@@ -85,6 +90,8 @@ def examine_cohort(config: CohortConfig, *, strict: bool = True) -> Reading:
     """
     form, table = _read_table(config)
     sequences = _image_columns(table, config.sequences, strict=strict)
+    if config.hash_ids:
+        table = _without_telling_columns(table, sequences)
     labels = tuple(name for name in table.columns if name not in _KNOWN and name not in sequences)
     problems = list(table.problems)
     notes = list(table.notes)
@@ -211,6 +218,25 @@ def _with_pseudonyms(reading: Reading, table: CohortTable, salt_file: Path) -> R
     )
 
 
+def _without_telling_columns(table: CohortTable, sequences: Sequence[str]) -> CohortTable:
+    # Labels are written into prepared cases as they are, so hidden ids must not stand in another column of the sheet.
+    free = [name for name in table.columns if name not in (*_KNOWN, *sequences)]
+    ids = {row.cells[name]: "case or patient id" for row in table.rows for name in ("case_id", "patient_id")}
+    cells = {name: [row.cells.get(name, "") for row in table.rows] for name in free}
+    telling = telling_columns(cells, KnownIdentifiers(ids))
+    for name, why in telling.items():
+        _logger.warning("cohort.hash_ids: column '%s' is left out (%s)", name, why)
+    return replace(
+        table,
+        columns=tuple(name for name in table.columns if name not in telling),
+        rows=tuple(
+            Row(row.place, {name: cell for name, cell in row.cells.items() if name not in telling})
+            for row in table.rows
+        ),
+        notes=(*table.notes, *(f"column '{name}' is left out ({why})" for name, why in telling.items())),
+    )
+
+
 def _read_table(config: CohortConfig) -> tuple[str, CohortTable]:
     source = config.sheet
     form, path = _detect(source, config.format)
@@ -307,14 +333,30 @@ def _with_clinical(table: CohortTable, path: Path) -> CohortTable:
         Row(row.place, {**row.cells, **{k: v for k, v in found.get(row.cells[key], {}).items() if v}})
         for row in table.rows
     )
+    _check_one_patient_each(path, table.rows, rows)
     present = {row.cells[key] for row in table.rows}
     notes = list(table.notes)
     if lacking := sum(row.cells[key] not in found for row in table.rows):
-        notes.append(f"{path.name}: {lacking} of {len(rows)} cases are not in it; their labels are unknown")
+        notes.append(
+            f"{path.name}: {lacking} of {len(rows)} cases are not in it; their labels are unknown"
+            + (", and so is whose they are" if key == "case_id" and "patient_id" in ours else "")
+        )
     if spare := len(set(found) - present):
         notes.append(f"{path.name}: {spare} lines belong to no case of the cohort")
     columns = tuple(dict.fromkeys([*table.columns, *ours]))
     return replace(table, columns=columns, rows=rows, notes=tuple(notes))
+
+
+def _check_one_patient_each(path: Path, before: Sequence[Row], after: Sequence[Row]) -> None:
+    """Make sure that the patient ids of a clinical sheet take no patient apart, as a line that is missing would."""
+    given: dict[str, str] = {}
+    for old, new in zip(before, after, strict=True):
+        patient = new.cells["patient_id"]
+        if given.setdefault(old.cells["patient_id"], patient) != patient:
+            raise CohortError(
+                f"{path}: gives cases of one patient of the data set different patient_ids, or only some of them; "
+                f"folds would part them: write the same patient_id into the lines of all their cases ({old.place})"
+            )
 
 
 def _image_columns(table: CohortTable, wanted: Sequence[str], *, strict: bool) -> tuple[str, ...]:

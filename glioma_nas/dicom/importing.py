@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glioma_nas.archives import is_archive, unpack
-from glioma_nas.cohort.cells import MAX_AGE_YEARS, read_age, sanitised_case_id
-from glioma_nas.cohort.column_names import CANONICAL_SEQUENCES, known_column
+from glioma_nas.cohort.cells import sanitised_case_id
+from glioma_nas.cohort.column_names import CANONICAL_SEQUENCES
 from glioma_nas.cohort.spreadsheet import read_spreadsheet
+from glioma_nas.dicom.clinical_sheet import read_clinical_sheet, shown_age
 from glioma_nas.dicom.conversion import ConversionTask, convert_series
 from glioma_nas.dicom.review_sheet import REVIEW_SHEET, Entry, with_choices, with_corrections, write_review
 from glioma_nas.dicom.sequence_rules import recognise
-from glioma_nas.dicom.series import Listing, list_series
+from glioma_nas.dicom.series import Listing, Series, list_series
 from glioma_nas.errors import CohortError, ImageError
-from glioma_nas.files import read_json, sha256_text, write_json, write_text
+from glioma_nas.files import read_json, sha256_file, sha256_text, write_json, write_text
 from glioma_nas.privacy.nifti_header import scrub_nifti
 from glioma_nas.privacy.pseudonyms import Pseudonyms
 from glioma_nas.progress import Progress, Silent
@@ -31,8 +32,7 @@ from glioma_nas.worker_pool import outcomes
 
 COHORT_SHEET = "cohort.csv"
 RECORD = "import.json"
-
-_OLDEST_YEARS = 90.0
+_SHORT_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def import_dicom(
         out: Gets ``series.csv``, ``cohort.csv``, ``import.json`` and ``CASE/SEQUENCE.nii.gz``.
         pseudonyms: Makes the case and patient ids; None keeps PatientID, made harmless as a folder name.
         clinical: Sheet of labels whose ``patient_id`` is the PatientID in the headers; a column ``mask`` may name a
-            NIfTI mask for each patient, relative to the sheet, which is copied with a clean header.
+            NIfTI mask for each patient, relative to the sheet, which is copied with a clean header. Columns that would
+            tell who somebody is stay behind, and are told.
         review_only: Write ``series.csv`` and stop before converting.
         workers: Processes that convert.
         progress: Where to report.
@@ -93,7 +94,11 @@ def import_dicom(
         problems = [*_oddities(listing), *_doubts(entries)]
         if review_only:
             return ImportResult(tuple(entries), tuple(problems), 0, 0)
-        labels, masks = _clinical_sheet(clinical) if clinical is not None else ({}, {})
+        labels: dict[str, dict[str, str]] = {}
+        masks: dict[str, Path] = {}
+        if clinical is not None:
+            labels, masks, left_out = read_clinical_sheet(clinical)
+            problems += left_out
         failed, n_converted = _convert(entries, out, workers, progress)
     problems += [f"case {case_id}: {name}: {text}" for (case_id, name), text in failed.items()]
     copied, mask_problems = _copy_masks(out, entries, masks)
@@ -162,14 +167,29 @@ def _doubts(entries: Sequence[Entry]) -> Iterator[str]:
             yield f"{name}: {series.n_truncated} of {len(series.files)} files are truncated; export it again"
         if entry.guess.kind == "empty":
             yield f"{name} holds no images"
+        if entry.use and (doubt := series.incomplete):
+            yield f"{name} may lack slices: {doubt}; compare it with the scanner's, and export it again"
         if entry.use and entry.guess.confidence == "low":
             yield f"{name} is used as {entry.use}, which is a doubtful guess ({entry.guess.reason})"
         elif not entry.use and entry.guess.kind == "unknown":
             yield f"{name} is not recognised ({entry.guess.reason}); say what it is in {REVIEW_SHEET}"
     for case_id in dict.fromkeys(entry.case_id for entry in entries):
-        used = {entry.use for entry in entries if entry.case_id == case_id}
+        used = {entry.use: entry.series for entry in entries if entry.case_id == case_id and entry.use}
+        yield from _short_series(case_id, used)
         if missing := [name for name in CANONICAL_SEQUENCES if name not in used]:
             yield f"case {case_id} has no {', '.join(missing)}"
+
+
+def _short_series(case_id: str, used: Mapping[str, Series]) -> Iterator[str]:
+    # Slices that are missing at an end leave no gap. The patient's other sequences say how far the head was covered.
+    covered = {name: series.covered_mm for name, series in used.items() if series.covered_mm > 0}
+    longest = max(covered.values(), default=0.0)
+    for name, length in covered.items():
+        if length < _SHORT_SHARE * longest:
+            yield (
+                f"case {case_id}: {name} covers {length:.0f} mm across its slices, another sequence {longest:.0f} mm; "
+                "slices at an end may be missing"
+            )
 
 
 def _convert(
@@ -184,8 +204,9 @@ def _convert(
                 f"slices are uneven, as where one is missing ({uneven}); export the series again"
             )
         elif entry.use:
-            files = [[path.name, path.stat().st_size] for path in entry.series.files]
-            wanted[f"{entry.case_id}/{entry.use}.nii.gz"] = (entry, sha256_text(f"{entry.key} {files}"))
+            # By content: an export of the same examination, made again, has the same names and often the same sizes.
+            contents = [sha256_file(path) for path in entry.series.files]
+            wanted[f"{entry.case_id}/{entry.use}.nii.gz"] = (entry, sha256_text(f"{entry.key} {contents}"))
     for name in set(record) - set(wanted):
         # A corrected choice must not leave the scan of the old one behind.
         (out / name).unlink(missing_ok=True)
@@ -246,7 +267,7 @@ def _write_cohort(
             continue
         row = rows.setdefault(entry.case_id, {"case_id": entry.case_id, "patient_id": entry.patient_id})
         row[entry.use] = f"{entry.case_id}/{entry.use}.nii.gz"
-        row.setdefault("age", _shown_age(entry.series.age))
+        row.setdefault("age", shown_age(entry.series.age))
         row.setdefault("sex", entry.series.sex)
         row["mask"] = masks.get(entry.case_id, "")
         # The clinical sheet last: what it corrects must not be undone by what an earlier import wrote.
@@ -282,44 +303,6 @@ def _columns_added_by_hand(path: Path) -> dict[str, dict[str, str]]:
         for _, cells in lines
         if "case_id" in cells
     }
-
-
-def _clinical_sheet(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, Path]]:
-    """Return the labels and the mask of each PatientID.
-
-    Raises:
-        CohortError: The sheet cannot be read, lacks the column, or a line is of nobody or of a patient named before.
-    """
-    header, lines = read_spreadsheet(path)
-    names = {heading: known_column(heading) or heading for heading in header}
-    if "patient_id" not in names.values():
-        raise CohortError(f"{path}: no column 'patient_id' (columns: {', '.join(header)}); it holds DICOM's PatientID")
-    labels: dict[str, dict[str, str]] = {}
-    masks: dict[str, Path] = {}
-    for line, cells in lines:
-        person = {names[heading]: cell for heading, cell in cells.items() if cell}
-        patient = person.pop("patient_id", "")
-        if not patient or patient in labels:
-            fault = "stands there for the second time; keep one" if patient else "is empty; fill it or delete the line"
-            raise CohortError(f"{path}: line {line}: patient_id {fault}")
-        person.pop("case_id", None)
-        if age := person.get("age"):
-            person["age"] = _shown_age(age) or age  # what is no age is refused where the cohort is read
-        if mask := person.pop("mask", ""):
-            masks[patient] = path.parent / mask
-        labels[patient] = person
-    return labels, masks
-
-
-def _shown_age(text: str) -> str:
-    try:
-        age = read_age("", text)
-    except CohortError:
-        age = None
-    if age is None or age > MAX_AGE_YEARS:
-        return ""
-    # Above 89 so few people are left that an age identifies them (US rule 45 CFR 164.514).
-    return f"{min(age, _OLDEST_YEARS):.4g}"
 
 
 def _sequence_order(name: str) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from glioma_nas.progress import Progress
 
@@ -21,7 +22,7 @@ _TAGS = (
     "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "ContrastBolusAgent", "ContrastBolusVolume", "Rows",
     "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames", "PixelSpacing", "SliceThickness",
     "ImageOrientationPatient", "ImagePositionPatient", "DiffusionBValue", "BurnedInAnnotation", "SOPClassUID",
-    "SharedFunctionalGroupsSequence", "AcquisitionContrast", "InstanceNumber",
+    "SharedFunctionalGroupsSequence", "AcquisitionContrast", "InstanceNumber", "ImagesInAcquisition",
 )  # fmt: skip
 _UNCOMPRESSED = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
 _MAX_TEXT = 64
@@ -58,6 +59,8 @@ class Series:
         sex: M, F or empty.
         burned_in: Whether the header says that text is burned into the pixels.
         n_truncated: Files shorter than their pixels need.
+        numbers: Different InstanceNumber.
+        n_stated: Images that the header says the acquisition has, or None.
     """
 
     uid: str
@@ -85,6 +88,42 @@ class Series:
     sex: str = ""
     burned_in: bool = False
     n_truncated: int = 0
+    numbers: set[int] = field(default_factory=set)
+    n_stated: int | None = None
+
+    @property
+    def incomplete(self) -> str:
+        """Why the headers make one think that images are missing, as one line; empty where they do not.
+
+        Scanners number images in their own ways, so this is a reason to look, and no proof.
+        """
+        if self.n_stated is not None and self.n_images < self.n_stated:
+            return f"it has {self.n_images} of {self.n_stated} images"
+        if len(self.numbers) == len(self.files) > 1:
+            first, last = min(self.numbers), max(self.numbers)
+            absent = last - first + 1 - len(self.numbers)
+            # Numbers with steps, or counted on over a whole examination, say nothing.
+            if 0 < absent < len(self.numbers) / 2:
+                return f"image numbers from {first} to {last} lack {absent}"
+            if 1 < first <= 1 + len(self.numbers) / 2 and not absent:
+                return f"image numbers begin with {first}"
+        return ""
+
+    @property
+    def covered_mm(self) -> float:
+        """Distance of the first and the last slice, or 0 where positions are not known."""
+        along = self._along()
+        return float(along[-1] - along[0]) if len(along) > 1 else 0.0
+
+    def _along(self) -> npt.NDArray[np.float64]:
+        """Return the places of the slices along their normal, in order; none where positions are not known."""
+        if len(self.orientations) != 1 or any(len(position) != 3 for position in self.positions):
+            return np.zeros(0)
+        (vectors,) = self.orientations
+        if len(vectors) != 6:
+            return np.zeros(0)
+        normal = np.cross(vectors[:3], vectors[3:])
+        return np.sort([float(normal @ np.array(position)) for position in self.positions])
 
     @property
     def uneven(self) -> str:
@@ -92,13 +131,9 @@ class Series:
 
         Converters close a gap: everything beyond a slice that is missing would move towards it.
         """
-        if len(self.orientations) != 1 or len(self.positions) < 3:
+        steps = np.diff(self._along())
+        if len(steps) < 2:
             return ""
-        (vectors,) = self.orientations
-        if len(vectors) != 6 or any(len(position) != 3 for position in self.positions):
-            return ""
-        normal = np.cross(vectors[:3], vectors[3:])
-        steps = np.diff(np.sort([float(normal @ np.array(position)) for position in self.positions]))
         usual = float(np.median(steps))
         odd = steps[np.abs(steps - usual) > max(_UNEVEN_SHARE * usual, _UNEVEN_MM)]
         return f"{len(odd)} of {len(steps)} gaps are not of {usual:.4g} mm, such as {odd[0]:.4g} mm" if len(odd) else ""
@@ -174,6 +209,10 @@ def _add(found: dict[tuple[str, str], Series], path: Path, header: Any) -> None:
     series.n_images += frames if series.rows else 0
     series.n_truncated += is_truncated
     series.b_values |= b_values
+    if (number := _whole(header.get("InstanceNumber"))) is not None:
+        series.numbers.add(number)
+    if stated := _whole(header.get("ImagesInAcquisition")):
+        series.n_stated = max(series.n_stated or 0, stated)
     series.orientations |= orientation
     series.positions |= position
     if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
@@ -240,6 +279,11 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
 
 
 def _printable(text: str) -> str:

@@ -274,7 +274,8 @@ def _content(path: Path) -> tuple[bytes, bool]:
 
 def _own_days(path: Path) -> Span:
     written = datetime.datetime.fromtimestamp(path.lstat().st_mtime, datetime.UTC).date()
-    return Span(written - datetime.timedelta(days=7), written + datetime.timedelta(days=1))
+    day = datetime.timedelta(days=1)  # clocks and time zones differ
+    return Span(written - day, written + day, started=written - 7 * day)
 
 
 def _safe(path: Path, known: KnownIdentifiers) -> str:

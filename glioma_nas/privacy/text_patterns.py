@@ -40,6 +40,7 @@ _PERSON = re.compile(r"\b[A-Z][A-Za-z'\-]{1,64}\^[A-Z][A-Za-z'\-]*")
 _NUMBERED = re.compile(r"\b(?:MRN|Pat(?:ient)?[ _-]?(?:ID|No|Nr))\b[\s.:#=\"'_-]*\d{5,}", re.IGNORECASE)
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+\b")
 _DATA_URI = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]+")
+_TIME = re.compile(r"[T ]\d\d:\d\d")
 _MIN_KNOWN = 4
 
 
@@ -82,13 +83,22 @@ class KnownIdentifiers:
 
 @dataclass(frozen=True)
 class Span:
-    """Days on which a file itself was written, whose dates tell nothing about a patient."""
+    """Days on which a file itself was written, whose dates tell nothing about a patient.
+
+    Attributes:
+        first: The first of these days.
+        last: The last of them.
+        started: The first day that counts where a time stands behind the date, as software writes it: a run may have
+            begun days before it wrote the file. An examination of the same week has no such time.
+    """
 
     first: datetime.date
     last: datetime.date
+    started: datetime.date | None = None
 
-    def __contains__(self, day: datetime.date) -> bool:
-        return self.first <= day <= self.last
+    def holds(self, day: datetime.date, *, stamped: bool) -> bool:
+        """Tell whether a date is the software's own."""
+        return (self.started or self.first if stamped else self.first) <= day <= self.last
 
 
 def find_identifiers(text: str, known: KnownIdentifiers, own_days: Span) -> Iterator[Hit]:
@@ -108,17 +118,17 @@ def find_identifiers(text: str, known: KnownIdentifiers, own_days: Span) -> Iter
     for pattern, severity, kind in _PATTERNS:
         for match in pattern.finditer(text):
             yield Hit(severity, kind, masked(match.group()))
-    for day, shown in find_dates(text):
-        if day not in own_days:
+    for day, shown, stamped in find_dates(text):
+        if not own_days.holds(day, stamped=stamped):
             yield Hit("warning", "date", shown)
 
 
-def find_dates(text: str) -> Iterator[tuple[datetime.date, str]]:
-    """Yield the dates in a text, as (date, masked text)."""
+def find_dates(text: str) -> Iterator[tuple[datetime.date, str, bool]]:
+    """Yield the dates in a text, as (date, masked text, whether a time of day stands behind it)."""
     for pattern, order in _DATES:
         for match in pattern.finditer(text):
             if (day := _date(match.groups(), order)) is not None:
-                yield day, masked(match.group())
+                yield day, masked(match.group()), bool(_TIME.match(text, match.end()))
 
 
 def masked(text: str) -> str:
