@@ -6,11 +6,14 @@ Every factory takes ``in_channels`` and ``n_classes`` and gives a module that ma
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from glioma_nas.errors import ConfigError
 from glioma_nas.plugins.network_inputs import MultipleOf, require_channels
 from glioma_nas.registry import networks
 
@@ -50,6 +53,42 @@ def monai_basic_unet(
     require_channels("monai_basic_unet", "features", features, at_least=6, at_most=6)
     network = BasicUNet(spatial_dims=2, in_channels=in_channels, out_channels=n_classes, features=tuple(features))
     return MultipleOf(network, 16)
+
+
+@networks.register("monai_dints")
+def monai_dints(
+    in_channels: int, n_classes: int, *, channel_multiplier: float = 0.5, blocks: int = 6, depths: int = 3
+) -> nn.Module:
+    """MONAI's DiNTS in two dimensions, every path of its grid kept: an architecture of that space, not a searched one.
+
+    ``blocks`` layers of cells at ``depths`` resolutions from 1/2 on, 64·``channel_multiplier`` channels at the finest.
+    Its searched architectures were published for three dimensions; of their operations 2-D has convolution and skip.
+
+    Reference: He et al., DiNTS: differentiable neural network topology search for 3D medical image segmentation, CVPR
+    2021.
+    """
+    import numpy as np
+    from monai.networks.nets import DiNTS, TopologyInstance
+
+    if not isinstance(channel_multiplier, int | float) or not 1 / 32 <= channel_multiplier <= 8:
+        raise ConfigError(f"monai_dints: channel_multiplier is {channel_multiplier!r}; give a number from 1/32 to 8")
+    require_channels("monai_dints", "blocks", [blocks], at_least=1)
+    require_channels("monai_dints", "depths", [depths], at_least=1)
+    paths = np.ones((blocks, 3 * depths - 2), dtype=np.int64)
+    convolutions = np.ones_like(paths)  # the second of the operations
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints advice that MultipleOf gives as an error
+        topology = TopologyInstance(
+            arch_code=[paths, convolutions],
+            channel_mul=float(channel_multiplier),
+            num_blocks=blocks,
+            num_depths=depths,
+            spatial_dims=2,
+            use_downsample=True,
+        )
+    network = DiNTS(
+        dints_space=topology, in_channels=in_channels, num_classes=n_classes, spatial_dims=2, use_downsample=True
+    )
+    return MultipleOf(network, 2 ** (depths + 1))
 
 
 @networks.register("unet_thesis")

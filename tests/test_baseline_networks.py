@@ -22,6 +22,11 @@ class TestMonaiBasicUnet(NetworkSuite):
     options: ClassVar[dict[str, Any]] = {"features": [4, 4, 8, 8, 16, 4]}
 
 
+class TestMonaiDints(NetworkSuite):
+    name = "monai_dints"
+    options: ClassVar[dict[str, Any]] = {"channel_multiplier": 0.125, "blocks": 2, "depths": 2}
+
+
 class TestUnetThesis(NetworkSuite):
     name = "unet_thesis"
     options: ClassVar[dict[str, Any]] = {"width": 4}
@@ -104,6 +109,7 @@ def test_further_input_channel_adds_only_first_layer_weights() -> None:
         ("icnet", {"width": 2}, 32),
         ("bisenet", {"width": 2}, 32),
         ("nas_unet", {"width": 2}, 16),
+        ("monai_dints", {"channel_multiplier": 0.125, "blocks": 1, "depths": 3}, 16),
     ],
 )
 def test_image_that_is_not_divisible_is_refused_with_the_remedy(
@@ -216,3 +222,172 @@ def test_nas_unet_has_the_parameters_counted_by_hand() -> None:
     up = reduce + 2 * (weighting + conv(w, w)) + weighting + conv(w, w)
     expected = conv(channels, 3 * w, 1) + conv(channels, 3 * w) + 2 * down + 3 * up + (3 * w + 1) * k
     assert _count(registry.networks.get("nas_unet")(channels, k, width=w, depth=4)) == expected
+
+
+def test_dints_has_the_parameters_counted_by_hand() -> None:
+    channels, n_classes, blocks = 3, 2, 2
+    full, finest, coarse = 4, 8, 16  # 32, 64, 128 times 1/8
+
+    def cell(width: int) -> int:
+        return 9 * width * width + 2 * width
+
+    up, down = finest * coarse + 2 * finest, finest * coarse + 2 * coarse  # 1×1 convolutions and their norms
+    layer = cell(finest) + (up + cell(finest)) + (down + cell(coarse)) + cell(coarse)
+    stems = sum(
+        9 * channels * wide + 2 * wide + 9 * wide * below + 2 * below + (9 * below * wide + 2 * wide)
+        for wide, below in ((full, finest), (finest, coarse))
+    )
+    end = 9 * full * full + 2 * full + full * n_classes + n_classes
+    network = registry.networks.get("monai_dints")(
+        channels, n_classes, channel_multiplier=0.125, blocks=blocks, depths=2
+    )
+    assert _count(network) == blocks * layer + stems + end
+
+
+def test_monai_basic_unet_has_the_parameters_counted_by_hand() -> None:
+    features, channels, n_classes = (4, 6, 8, 10, 12, 5), 3, 2
+
+    def double(before: int, after: int) -> int:
+        return (9 * before * after + 3 * after) + (9 * after * after + 3 * after)  # bias, scale and shift each
+
+    f0, f1, f2, f3, f4, last = features
+    down = double(channels, f0) + sum(double(a, b) for a, b in pairwise((f0, f1, f2, f3, f4)))
+    up = 0
+    for below, skip, after, halved in (
+        (f4, f3, f3, True),
+        (f3, f2, f2, True),
+        (f2, f1, f1, True),
+        (f1, f0, last, False),
+    ):
+        enlarged = below // 2 if halved else below
+        up += 4 * below * enlarged + enlarged + double(skip + enlarged, after)
+    network = registry.networks.get("monai_basic_unet")(channels, n_classes, features=features)
+    assert _count(network) == down + up + last * n_classes + n_classes
+
+
+def test_monai_residual_unet_has_the_parameters_counted_by_hand() -> None:
+    (a, b, c), channels, n_classes = (4, 8, 16), 3, 2
+
+    def conv(before: int, after: int, kernel: int = 3) -> int:
+        return kernel * kernel * before * after + after
+
+    def unit(before: int, after: int, *, strided: bool, convolutions: int, plain_end: bool = False) -> int:
+        body = (
+            conv(before, after) + (convolutions - 1) * conv(after, after) + convolutions - plain_end
+        )  # PReLU: one each
+        if strided:
+            return body + conv(before, after)
+        return body + (conv(before, after, 1) if before != after else 0)
+
+    down = unit(channels, a, strided=True, convolutions=2) + unit(a, b, strided=True, convolutions=2)
+    bottom = unit(b, c, strided=False, convolutions=2)
+    up = conv(b + c, a) + 1 + unit(a, a, strided=False, convolutions=1)
+    up += conv(a + a, n_classes) + 1 + unit(n_classes, n_classes, strided=False, convolutions=1, plain_end=True)
+    network = registry.networks.get("monai_unet")(channels, n_classes, channels=(a, b, c))
+    assert _count(network) == down + bottom + up
+
+
+# Forward passes that can be followed by hand: all weights 0 but for a few that pass a map on as it is. ----------------
+
+
+def _silent(network: torch.nn.Module) -> Any:
+    """Set every weight to 0; batch norms then give 0 and are told apart from what a test sets by hand."""
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not name.endswith("running_var"):
+            value.zero_()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 1e-12
+    return network.eval()
+
+
+def _passes_on(conv_bn: torch.nn.Sequential, channel: int = 0) -> None:
+    """Let convolution and norm give the input's ``channel``, at the centre of the kernel, on output channel 0."""
+    weight = conv_bn[0].weight
+    assert isinstance(weight, torch.Tensor)
+    with torch.no_grad():
+        weight[0, channel, weight.shape[2] // 2, weight.shape[3] // 2] = 1
+        conv_bn[1].weight[0] = 1
+
+
+def _positive_image(side: int) -> torch.Tensor:
+    return torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(3)) + 0.1
+
+
+@torch.no_grad()
+def test_plain_unet_gives_the_maxima_of_blocks_through_its_bottom() -> None:
+    network: Any = _silent(registry.networks.get("unet_thesis")(1, 2, width=1))
+    unet = network.network
+    for block in unet.down:
+        for first in (0, 3):
+            _passes_on(block[first : first + 2])
+    for up, merge in zip(unet.up, unet.merge, strict=True):
+        up.weight[0, 0] = 1  # each pixel becomes 2×2 equal ones
+        for first, channel in ((0, 1 * up.weight.shape[1]), (3, 0)):
+            _passes_on(merge[first : first + 2], channel)  # behind the skip's channels: what came from below
+    unet.classify.weight[1, 0] = 1
+    image = _positive_image(32)
+    blocks = image.reshape(1, 1, 2, 16, 2, 16).amax((3, 5))
+    expected = blocks.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    torch.testing.assert_close(network(image), torch.cat([torch.zeros_like(expected), expected], dim=1))
+
+
+@torch.no_grad()
+def test_plain_unet_gives_the_image_through_its_first_skip() -> None:
+    network: Any = _silent(registry.networks.get("unet_thesis")(1, 2, width=1))
+    unet = network.network
+    for block in (unet.down[0], unet.merge[-1]):
+        for first in (0, 3):
+            _passes_on(block[first : first + 2])
+    unet.classify.weight[0, 0] = 2
+    unet.classify.bias[1] = -1
+    image = _positive_image(32)
+    torch.testing.assert_close(network(image), torch.cat([2 * image, -torch.ones_like(image)], dim=1))
+
+
+def _enlarged(x: torch.Tensor, side: int) -> torch.Tensor:
+    return torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def test_icnet_gives_every_eighth_pixel_through_its_detail_branch() -> None:
+    network: Any = _silent(registry.networks.get("icnet")(1, 2, width=4, blocks=(1, 1, 1, 1)))
+    icnet = network.network
+    for layer in (*icnet.detail, icnet.fuse_full.fine):
+        _passes_on(layer)
+    icnet.classify.weight[1, 0] = 1
+    image = _positive_image(64)
+    expected = _enlarged(_enlarged(image[:, :, ::8, ::8], 16), 64)
+    found = network(image)
+    torch.testing.assert_close(found[:, 1:], expected)
+    assert not found[:, 0].any()
+
+
+@torch.no_grad()
+def test_bisenet_weights_detail_by_one_and_a_half_without_context() -> None:
+    network: Any = _silent(registry.networks.get("bisenet")(1, 2, width=2))
+    bisenet = network.network
+    for layer in (*bisenet.spatial, bisenet.fuse.merge, bisenet.classify[0]):
+        _passes_on(layer)
+    bisenet.classify[1].weight[1, 0] = 1
+    image = _positive_image(64)
+    # Feature fusion gives x + x · sigmoid(0).
+    torch.testing.assert_close(network(image)[:, 1:], 1.5 * _enlarged(image[:, :, ::8, ::8], 64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "options", "last"),
+    [
+        ("nas_unet", {"width": 2, "depth": 3}, "network.classify"),
+        ("monai_basic_unet", {"features": [2, 2, 2, 2, 2, 2]}, "network.final_conv"),
+        ("monai_dints", {"channel_multiplier": 0.125, "blocks": 1, "depths": 2}, "network.stem_finals.1"),
+    ],
+)
+def test_logits_come_from_the_last_layer_as_they_are(name: str, options: dict[str, Any], last: str) -> None:
+    network = registry.networks.get(name)(1, 2, **options).eval()
+    final = network.get_submodule(last)
+    final.weight.zero_()
+    final.bias.copy_(torch.tensor([-3.0, 4.0]))
+    found = network(_positive_image(32))
+    torch.testing.assert_close(found, torch.tensor([-3.0, 4.0]).reshape(1, 2, 1, 1).expand(1, 2, 32, 32))
