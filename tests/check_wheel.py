@@ -1,6 +1,7 @@
-"""Install the built wheel into an empty environment and run its command from an empty folder. Run by `make wheel`.
+"""Check what wheel and source archive hold, install the wheel into an empty environment, run its command there.
 
-The environment sees the libraries of the one that runs this script, but not its editable install.
+Run by `make wheel`, which builds the wheel from the source archive. The environment sees the libraries of the one that
+runs this script, but not its editable install.
 """
 
 from __future__ import annotations
@@ -8,27 +9,74 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import venv
 import zipfile
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPONENTS = ("search_spaces", "strategies", "evaluators", "plugins")
+CODE = {".py", ".typed", ".yaml", ".json", ".js", ".css", ".html"}
+FORBIDDEN_FOLDERS = {"runs", "build", "dist", "shared", "data", ".git", ".venv", "__pycache__"}
+SCANS = (".nii", ".nii.gz", ".dcm", ".npy", ".npz")
+WEIGHTS = (".safetensors", ".ckpt", ".onnx", ".pt", ".pt2", ".pth")
+DATA = (*SCANS, *WEIGHTS, ".zip", ".whl")
+MAX_WHEEL_BYTES = 3_000_000
+
+
+def contents(archive: Path) -> list[str]:
+    """Names in a wheel, or in a source archive below its own folder."""
+    if archive.suffix == ".whl":
+        return zipfile.ZipFile(archive).namelist()
+    with tarfile.open(archive) as opened:
+        return [member.name.partition("/")[2] for member in opened.getmembers() if member.isfile()]
+
+
+def check_contents(names: Collection[str], what: str) -> None:
+    """Refuse scans, weights and leftovers; of a wheel also tests and whatever is not code."""
+    for name in names:
+        parts = PurePosixPath(name).parts
+        assert not name.lower().endswith(DATA), f"{what}: {name} is data"
+        assert not FORBIDDEN_FOLDERS & set(parts), f"{what}: {name} does not belong there"
+        if what == "wheel" and not parts[0].endswith(".dist-info"):
+            assert parts[0] == "glioma_nas", f"{what}: {name} would lie in site-packages itself, under {parts[0]}"
+            assert "tests" not in parts and not parts[-1].startswith("test_"), f"{what}: {name} belongs to the tests"
+            assert PurePosixPath(name).suffix in CODE, f"{what}: {name} is no code"
+
+
+def modules_of_checkout() -> set[str]:
+    """Every module that the wheel must hold, under the name it has there."""
+    found = {path.relative_to(ROOT).as_posix() for path in (ROOT / "glioma_nas").rglob("*.py")}
+    for component in COMPONENTS:
+        found |= {f"glioma_nas/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / component).rglob("*.py")}
+    return found
+
+
+def check_archives(folder: Path) -> Path:
+    """Check both archives in ``folder``; returns the wheel."""
+    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    inside = contents(wheel)
+    check_contents(inside, "wheel")
+    lacking = modules_of_checkout() - set(inside)
+    assert not lacking, f"{wheel.name} lacks {sorted(lacking)[:5]}; is every package listed in pyproject.toml?"
+    for expected in ("py.typed", "demo.yaml", "bundle_schema.json", "report/style.css", "report/page.html"):
+        assert f"glioma_nas/{expected}" in inside, f"{wheel.name} lacks {expected}"
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in inside), f"{wheel.name} lacks its licence"
+    assert wheel.stat().st_size < MAX_WHEEL_BYTES, f"{wheel.name} has {wheel.stat().st_size} bytes"
+    given = contents(source)
+    check_contents(given, "source archive")
+    for expected in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt"):
+        assert expected in given, f"{source.name} lacks {expected}"
+    for folder_name in ("tests", "docs", "examples"):
+        kept = [name for name in given if name.startswith(f"{folder_name}/")]
+        assert kept, f"{source.name} lacks {folder_name}"
+    return wheel
 
 
 def main(folder: Path) -> None:
-    (wheel,) = folder.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    for expected in (
-        "glioma_nas/py.typed",
-        "glioma_nas/demo.yaml",
-        "glioma_nas/report/style.css",
-        "glioma_nas/search_spaces/nasbranet.py",
-        "glioma_nas/strategies/one_shot.py",
-        "glioma_nas/evaluators/segmentation.py",
-        "glioma_nas/plugins/kinet.py",
-    ):
-        assert expected in names, f"{wheel.name} lacks {expected}"
-    strays = {name.split("/")[0] for name in names} - {"glioma_nas"}
-    assert all(name.endswith(".dist-info") for name in strays), f"{wheel.name} puts {strays} into site-packages"
+    wheel = check_archives(folder)
 
     with tempfile.TemporaryDirectory() as name:
         empty = Path(name)
