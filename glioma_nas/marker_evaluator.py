@@ -260,11 +260,22 @@ class MarkerEvaluator(Evaluator, ABC):
         Raises:
             StorageError: ``folder`` holds no finished fold.
         """
-        members = []
-        for fold in finished_folds(folder):
-            tuning = Tuning.read(fold)
-            members.append(tuning.temper(self.predict_variants(fold, cases, device=device)[tuning.variant]))
+        members = [self.predict_fold(fold, cases, device=device) for fold in finished_folds(folder)]
         return np.asarray(members, dtype=np.float64)
+
+    def predict_fold(self, fold: Path, cases: Sequence[MarkerCase], *, device: str = "cpu") -> NDArray[np.float64]:
+        """Return what one fold's classifier says, with the variant and at the temperature it chose, float64 (n,).
+
+        Args:
+            fold: Folder of a finished fold.
+            cases: Cases its classifier was not trained on.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+
+        Raises:
+            StorageError: ``fold`` holds no finished training.
+        """
+        tuning = Tuning.read(fold)
+        return tuning.temper(self.predict_variants(fold, cases, device=device)[tuning.variant])
 
     def evaluate(self, model: Any) -> float:
         """Score a segmentation network by the patient-level out-of-fold AUC its masks give for the study's marker.

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from glioma_nas.errors import StorageError
@@ -14,7 +15,14 @@ from glioma_nas.marker_tuning import Tuning, choose, inner_folds
 from glioma_nas.plugins.radiomics import co_occurrence, feature_names, radiomics_features, shape_features
 from glioma_nas.roc_analysis import choose_threshold
 from glioma_nas.testing.classifier_suite import ClassifierSuite, phantom_cases, phantom_folds
-from glioma_nas.uncertainty import altered_copy, predict_with_uncertainty
+from glioma_nas.uncertainty import (
+    UncertainPrediction,
+    altered_copy,
+    called_patients,
+    out_of_fold_uncertainty,
+    predict_with_uncertainty,
+    with_calls,
+)
 
 SETTINGS = ClassifierSettings(sequences=("t1ce", "flair"), epochs=1, batch_size=8, image_size_px=32)
 
@@ -206,6 +214,52 @@ def test_members_disagree_by_the_threshold_of_their_own_fold(tmp_path, shift, ab
         Tuning(float(members[fold]) + shift[fold], temperature).write(tmp_path / f"fold{fold}")
     (found,) = predict_with_uncertainty(evaluator, tmp_path, new, copies=0)
     assert found.abstains is abstains
+
+
+def test_cross_validated_cases_are_judged_by_the_fold_that_never_saw_them(tmp_path):
+    cases, folds = phantom_cases(16, signal=3.0), phantom_folds(phantom_cases(16, signal=3.0))
+    evaluator = build_evaluator("radiomics", SETTINGS, {})
+    frame = evaluator.cross_validate(cases, folds, folder=tmp_path)
+    tested = dict(zip(frame["case_id"], frame["fold"], strict=True))
+    alone = out_of_fold_uncertainty(evaluator, tmp_path, tested, cases, copies=0, seed=0)
+    assert [alone[case_id].probability for case_id in frame["case_id"]] == pytest.approx(list(frame["probability"]))
+    found = out_of_fold_uncertainty(evaluator, tmp_path, tested, cases, copies=3, seed=0)
+    assert {item.n_members for item in found.values()} == {4}
+    assert any(item.low < item.high for item in found.values())
+    assert found == out_of_fold_uncertainty(evaluator, tmp_path, tested, cases, copies=3, seed=0)
+
+
+def test_patients_are_called_when_all_their_cases_are_and_alike():
+    def row(case_id, patient, label, call):
+        return {"case_id": case_id, "patient_id": patient, "label": label, "call": call}
+
+    frame = pd.DataFrame(
+        [
+            row("a1", "a", 1, "positive"),
+            row("a2", "a", 1, "positive"),
+            row("b1", "b", 0, "positive"),
+            row("c1", "c", 1, "positive"),
+            row("c2", "c", 1, "none"),
+            row("d1", "d", 0, "negative"),
+            row("d2", "d", 0, "positive"),
+        ]
+    )
+    found = called_patients(frame, copies=4)
+    assert (found["n_patients"], found["n_called"], found["n_right"]) == (4, 2, 1)
+    assert found["low"] < found["accuracy_of_called"] == 0.5 < found["high"]
+    nothing = called_patients(frame.assign(call="none"), copies=4)
+    assert nothing["n_called"] == 0 and nothing["accuracy_of_called"] is None
+
+
+def test_no_call_is_written_where_members_disagree_or_the_threshold_is_near():
+    frame = pd.DataFrame({"case_id": ["a", "b", "c"], "patient_id": ["a", "b", "c"], "label": [1, 1, 0]})
+    found = {
+        "a": UncertainPrediction("a", 0.8, 0.7, 0.9, 0.1, 0.5, 5, False),
+        "b": UncertainPrediction("b", 0.6, 0.4, 0.9, 0.1, 0.5, 5, True),
+        "c": UncertainPrediction("c", 0.48, 0.47, 0.49, 0.01, 0.5, 5, False),
+    }
+    assert list(with_calls(frame, found, margin=0.05)["call"]) == ["positive", "none", "none"]
+    assert list(with_calls(frame, found, margin=0.0)["call"]) == ["positive", "none", "negative"]
 
 
 def test_altered_copy_keeps_shapes_and_leaves_the_case_alone():

@@ -23,11 +23,10 @@ from glioma_nas.new_patients.batch import _serve, predict_all
 from glioma_nas.new_patients.case_inputs import find_cases
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.input_checks import problems_of_input, require_servable
-from glioma_nas.new_patients.marker_prediction import COPIES, decide
 from glioma_nas.new_patients.prediction import other_masks, prediction_key
 from glioma_nas.progress import Silent
 from glioma_nas.testing.phantoms import write_phantom_cohort
-from glioma_nas.uncertainty import UncertainPrediction
+from glioma_nas.uncertainty import UncertainPrediction, decide
 
 NOBODY = {"case_id": None, "age": None, "sex": None}
 
@@ -71,7 +70,7 @@ def test_new_patient_gets_mask_markers_and_page(run: FrozenRun, patient: Path, t
     assert [marker["marker"] for marker in record["markers"]] == ["idh", "ki67"]
     for marker in record["markers"]:
         assert 0 <= marker["lowest"] <= marker["probability"] <= marker["highest"] <= 1
-        assert marker["n_members"] == 2 * (1 + COPIES)
+        assert marker["n_members"] == 2 * (1 + 4)
         assert (marker["call"] == "none") == bool(marker["reason"])
     assert record["subtype"]["call"] or record["subtype"]["reason"]
     assert record["subtype"]["predicted"]["idh"] == pytest.approx(record["markers"][0]["probability"], abs=1e-3)
@@ -311,7 +310,7 @@ def test_hostile_case_id_shows_as_text(run: FrozenRun, patient: Path, tmp_path: 
     [
         (0.8, False, "positive", ""),
         (0.2, False, "negative", ""),
-        (0.8, True, "none", "classifiers disagree"),
+        (0.8, True, "none", "members disagree"),
         (0.52, False, "none", "within 0.05 of the threshold"),
     ],
 )

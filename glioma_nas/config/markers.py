@@ -76,6 +76,12 @@ class ClassifyConfig(Section):
     subgroups: tuple[str, ...] = Field(
         ("sex", "age", "grade", "site"), description="columns to split the results by, where the sheet has them"
     )
+    tta_copies: int = Field(
+        4,
+        ge=0,
+        description="altered copies of a patient that the classifier is asked about too; no call is made when its "
+        "answers lie on both sides of the threshold; 0 turns it off",
+    )
     abstain_margin: float = Field(
         0.0, ge=0, lt=0.5, description="make no call for a patient whose probability is this near to the threshold"
     )

@@ -20,10 +20,7 @@ from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.seeding import derive_seed
 from glioma_nas.subtype_table import subtype_of
-from glioma_nas.uncertainty import UncertainPrediction, predict_with_uncertainty
-
-COPIES = 4
-"""Altered copies beside the case itself; more change the spread by less than the folds do and take longer."""
+from glioma_nas.uncertainty import decide, predict_with_uncertainty
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def predict_marker(name: str, case: PreparedCase, mask: NDArray[np.uint8], run: 
         evaluator,
         run.marker_folder(name),
         [cut],
-        copies=COPIES,
+        copies=config.classify.tta_copies,
         seed=derive_seed(config.seed, "new patients", name),
         device=config.device,
     )
@@ -114,26 +111,6 @@ def predict_marker(name: str, case: PreparedCase, mask: NDArray[np.uint8], run: 
         reason=reason,
         n_members=found.n_members,
     )
-
-
-def decide(found: UncertainPrediction, *, margin: float) -> tuple[str, str]:
-    """Turn a prediction into a call, or into the reason for none.
-
-    Args:
-        found: Probability, spread and abstention.
-        margin: Distance of the probability from the threshold below which no call is made either.
-
-    Returns:
-        ``positive``, ``negative`` or ``none``, and the reason for none.
-    """
-    if found.abstains:
-        return "none", (
-            f"no call: classifiers disagree ({found.low:.2f} to {found.high:.2f} around thresholds of "
-            f"{found.threshold:.2f} in the mean)"
-        )
-    if abs(found.probability - found.threshold) < margin:
-        return "none", f"no call: within {margin:g} of the threshold"
-    return ("positive" if found.call else "negative"), ""
 
 
 def integrate_subtype(case: Case, markers: Sequence[MarkerPrediction], run: FrozenRun) -> dict[str, Any] | None:

@@ -158,6 +158,19 @@ def _add_marker(section: Section, name: str, marker: MarkerConfig, found: Marker
     _add_details(section, name, found)
 
 
+def calls_sentence(calls: Mapping[str, Any]) -> str:
+    """Say for how many patients a call is made and how often it is right; see `uncertainty.called_patients`."""
+    asked = f"each classifier asked about the patient, altered copies: {calls['tta_copies']}"
+    if not calls["n_called"]:
+        return f"No call is made for any of {plural(int(calls['n_patients']), 'patient')} ({asked})."
+    return (
+        f"A call is made for {calls['n_called']} of {plural(int(calls['n_patients']), 'patient')}, and is right for "
+        f"{calls['n_right']} of these ({show_number(calls['accuracy_of_called'], 3)}, 95 % interval "
+        f"{show_interval(calls['low'], calls['high'], 3)}, Wilson; {asked}, no call where the answers lie on both "
+        "sides of the threshold)."
+    )
+
+
 def _add_details(section: Section, name: str, found: MarkerRecords) -> None:
     summary = found.summary
     versus = summary.get("auc_minus_baselines") or {}
@@ -186,6 +199,9 @@ def _add_details(section: Section, name: str, found: MarkerRecords) -> None:
         ]
         caption = f"{name}: the image model against each baseline, paired DeLong, p-values corrected by Holm."
         section.add(Table(f"baselines_{name}", caption, columns, rows))
+    calls = summary.get("calls")
+    if calls:
+        section.add(Paragraph(calls_sentence(calls)))
     if summary.get("reliability"):
         chart = reliability_chart(
             name, [row for row in summary["reliability"] if row["classifier"] == summary["classifier"]]

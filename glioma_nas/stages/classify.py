@@ -48,6 +48,7 @@ from glioma_nas.seeding import derive_seed
 from glioma_nas.significance import significant
 from glioma_nas.slice_classifier import SliceClassifierEvaluator
 from glioma_nas.subtype_table import check_subtype, subtype_rows
+from glioma_nas.uncertainty import CALL_COLUMNS, called_patients, out_of_fold_uncertainty, with_calls
 
 BASELINE = "age_sex"
 
@@ -218,20 +219,33 @@ def _classify(
         bootstrap_samples=config.classify.bootstrap_samples,
         permutation_samples=config.classify.permutation_samples,
     )
+    own = evaluators[plan.config.classifier]
+    uncertain = out_of_fold_uncertainty(
+        own,
+        folder / plan.config.classifier,
+        dict(zip(frames[plan.config.classifier]["case_id"], frames[plan.config.classifier]["fold"], strict=True)),
+        cases,
+        copies=config.classify.tta_copies,
+        seed=derive_seed(config.seed, "classify", plan.name, "uncertainty"),
+        device=config.device,
+    )
+    frames[plan.config.classifier] = with_calls(
+        frames[plan.config.classifier], uncertain, margin=config.classify.abstain_margin
+    )
     described = describe_patients(
         analysis.patients[plan.config.classifier], cases, {case.case_id: case.labels for case in plan.cases}
     )
     subgroups, absent = subgroup_table(described, config.classify.subgroups)
     summary = {
         **_summary(config, cohort, plan, cases, analysis),
-        "options": evaluators[plan.config.classifier].options(),
+        "options": own.options(),
+        "calls": called_patients(frames[plan.config.classifier], copies=config.classify.tta_copies),
         "subgroup_columns_not_in_sheet": absent,
         "before_temperature_scaling": before_temperature(frames[plan.config.classifier]),
         "subgroups": json_rows(subgroups),
         "reliability": json_rows(reliability_table(analysis)),
         "grad_cam": [],
     }
-    own = evaluators[plan.config.classifier]
     if isinstance(own, SliceClassifierEvaluator) and config.classify.grad_cam_cases:
         summary["grad_cam"] = draw_grad_cam(
             own,
@@ -308,8 +322,9 @@ def _write_tables(
     for classifier, frame in frames.items():
         table = frame[list(PREDICTION_COLUMNS)].assign(
             predicted=(frame["probability"] >= frame["threshold"]).astype(int),
-            abstained=((frame["probability"] - frame["threshold"]).abs() < config.classify.abstain_margin).astype(int),
         )
+        if classifier == plan.config.classifier:
+            table = table.assign(**{column: frame[column] for column in CALL_COLUMNS})
         for prefix in _prefixes(plan, classifier):
             write_text(folder / f"{prefix}predictions.csv", table.to_csv(index=False))
     for name, rows in (
