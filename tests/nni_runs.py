@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,6 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-
-from glioma_nas.nni_experiments.manager_process import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 NNICTL = Path(sys.executable).with_name("nnictl")
@@ -112,7 +111,7 @@ class Nni:
         # The program nnictl, but for its patience: it kills a manager that a busy machine does not start in 3 seconds.
         patience = "from nni.experiment import launcher; launcher._check_rest_server.__defaults__ = (90, None)"
         program = f"{first or 'pass'}; {patience}; from nni.tools.nnictl import nnictl; nnictl.parse_args()"
-        config, port = str(folder / "config.yml"), str(free_port(1))
+        config, port = str(folder / "config.yml"), str(unused_port())
         command = [sys.executable, "-c", program, "create", "--config", config, "--port", port]
         self._run(command, check=True, extra=environment)
         return self.newest()
@@ -129,7 +128,7 @@ class Nni:
     def get(self, port: int, path: str) -> Any:
         import requests
 
-        return requests.get(f"http://127.0.0.1:{port}/api/v1/nni{path}", timeout=20).json()
+        return requests.get(f"http://127.0.0.1:{port}/api/v1/nni{path}", timeout=120).json()
 
     def trials(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         return list(self.get(record["port"], "/trial-jobs"))
@@ -198,6 +197,13 @@ def write_light_experiment(folder: Path, modes: list[Any], **changes: Any) -> Pa
     }
     (folder / "config.yml").write_text(yaml.safe_dump(config))
     return folder
+
+
+def unused_port() -> int:
+    """Return a port of the system's choice, which nobody who looks for the first free one from 8080 on comes across."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_for_waiting_trial(nni: Nni, record: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tests.nni_runs import (
     nni_in,
     require_program,
     until,
+    unused_port,
     wait_for_waiting_trial,
     write_light_experiment,
 )
@@ -49,9 +50,7 @@ def start_ssh_server(
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-m", "PEM", "-N", "", "-f", str(folder / name)], check=True
         )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = unused_port()
     variables = {"HOME": str(worker_home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PIP_NO_INDEX": "1"}
     if guarded:
         variables["NODE_OPTIONS"] = guarded_environment({})["NODE_OPTIONS"]  # what `nni guard` does on a worker

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import requests
 
-from tests.nni_runs import Nni, light_trials, nni_in, until, wait_for_waiting_trial, write_light_experiment
+from tests.nni_runs import Nni, light_trials, nni_in, until, unused_port, wait_for_waiting_trial, write_light_experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")]
 
@@ -265,12 +265,13 @@ def test_exposing_needs_a_yes_and_serves_that_address_alone(nni: Nni, tmp_path: 
     folder = write_light_experiment(tmp_path / "exposed", ["fine"])
     refused = nni.call("nni", "create", folder, "--expose", addresses[0], check=False)
     assert refused.returncode != 0 and not (folder / "experiments").exists()
-    done = nni.call("nni", "create", folder, "--expose", addresses[0], "--yes", "--port", 18080)
+    port = unused_port()
+    done = nni.call("nni", "create", folder, "--expose", addresses[0], "--yes", "--port", port)
     assert "1 SUCCEEDED" in done.stdout
-    assert requests.get(f"http://{addresses[0]}:18080/api/v1/nni/check-status", timeout=10).status_code == 200
+    assert requests.get(f"http://{addresses[0]}:{port}/api/v1/nni/check-status", timeout=10).status_code == 200
     for other in addresses[1:]:
         with pytest.raises(requests.ConnectionError):
-            requests.get(f"http://{other}:18080/api/v1/nni/check-status", timeout=10)
+            requests.get(f"http://{other}:{port}/api/v1/nni/check-status", timeout=10)
 
 
 @pytest.fixture
