@@ -20,6 +20,9 @@ import psutil
 import pytest
 import requests
 
+from glioma_nas.errors import ExperimentError
+from glioma_nas.nni_experiments.manager import RunningExperiment
+from glioma_nas.nni_experiments.overview import summary
 from tests.nni_runs import Nni, light_trials, nni_in, until, unused_port, wait_for_waiting_trial, write_light_experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")]
@@ -314,3 +317,15 @@ def test_full_disk_is_refused_before_the_start_and_a_reason_afterwards(
     subprocess.run([sys.executable, "-c", resume], env=nni.environment, check=True, timeout=120)
     nni.wait(nni.newest())
     assert {trial["status"] for trial in nni.trials(nni.newest())} <= {"SUCCEEDED", "USER_CANCELED"}
+
+
+def test_trial_that_could_not_leave_a_message_on_a_full_disk_says_why(small_disk: Path) -> None:
+    (small_disk / "trial.stderr").touch()
+    failed = {"status": "FAILED", "sequenceId": 0, "trialJobId": "abcde", "logPath": str(small_disk)}
+    experiment = RunningExperiment("abc", 8080, os.getpid())
+    with pytest.raises(ExperimentError) as found:
+        summary(experiment, "DONE", [failed])
+    assert "is full" not in str(found.value)
+    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 4096))
+    with pytest.raises(ExperimentError, match=r"first failing trial abcde: it left no message; the disk of .* is full"):
+        summary(experiment, "DONE", [failed])
