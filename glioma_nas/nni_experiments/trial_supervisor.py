@@ -20,7 +20,7 @@ from types import FrameType
 from glioma_nas.local import ENVIRONMENT_VARIABLE as PLUGINS_VARIABLE
 
 REASON_FILE = "failure.txt"
-GRACE_S = 3.0
+GRACE_S = 2.0  # NNI itself waits five seconds before it kills this process
 _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: between fork and exec a process must not wait for a lock that another thread held.
