@@ -176,3 +176,4 @@ def test_doctor_names_backends_and_devices() -> None:
     rows = {row["item"]: row for row in json.loads(done.stdout)}
     assert rows["latency backend onnxruntime"]["state"] == "ok"
     assert "cuda" in rows and "disk" in rows
+    assert rows["nni guard"]["state"] in ("ok", "absent", "stale")
