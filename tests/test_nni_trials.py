@@ -90,52 +90,55 @@ def browser(size: tuple[int, int] = (1500, 1200)) -> Iterator[Any]:
         driver.quit()
 
 
+# What is read and what is pressed in one go: the page draws itself anew every few seconds.
+_TEXTS = "return [...document.querySelectorAll(arguments[0])].map(item => item.textContent)"
+_PRESS = """
+const named = item => [item.textContent.trim(), item.name, item.title].includes(arguments[0]);
+const found = [...document.querySelectorAll('button')].find(named);
+if (found) found.click();
+return Boolean(found);
+"""
+_TICK = """
+const boxes = [...document.querySelectorAll('.ms-Dialog-main .ms-Checkbox')];
+const wanted = boxes.filter(box => /dice|latency|hd95|seed/.test(box.textContent));
+wanted.map(box => box.querySelector('input')).filter(input => !input.checked).forEach(input => input.click());
+return wanted.length;
+"""
+
+
 def look_at_web_ui(port: int, shots: Path) -> None:
     """Open every page a user looks at and read what stands there; screenshots go to ``shots``."""
-    from selenium.webdriver.common.by import By
-
     with browser() as driver:
 
-        def text() -> str:
-            return str(driver.find_element(By.TAG_NAME, "body").text)
+        def shows(selector: str, *words: str) -> Any:
+            found = driver.execute_script(_TEXTS, selector)
+            return found and all(any(word in text for text in found) for word in words)
 
         def press(name: str) -> None:
-            def button() -> Any:
-                for item in driver.find_elements(By.TAG_NAME, "button"):
-                    if name in (item.text.strip(), item.get_attribute("name"), item.get_attribute("title")):
-                        return item
-                return None
-
-            driver.execute_script("arguments[0].click()", until(button, 30, f"a button '{name}'"))
+            until(lambda: driver.execute_script(_PRESS, name), 30, f"a button '{name}'")
 
         def shoot(name: str) -> None:
             driver.save_screenshot(str(shots / f"{name}.png"))
             assert (shots / f"{name}.png").stat().st_size > 10_000  # not a blank page
 
         driver.get(f"http://127.0.0.1:{port}/oview")
-        until(lambda: "DONE" in text() and text().count("SUCCEEDED") == 3, 30, "the overview")
+        until(lambda: shows("body", "DONE", "SUCCEEDED"), 30, "the overview")
         shoot("overview")
 
         driver.get(f"http://127.0.0.1:{port}/detail")
         press("Add/Remove columns")
-        until(lambda: driver.find_elements(By.CSS_SELECTOR, ".ms-Dialog-main .ms-Checkbox"), 30, "the columns dialog")
-        for box in driver.find_elements(By.CSS_SELECTOR, ".ms-Dialog-main .ms-Checkbox"):
-            choice = box.find_element(By.TAG_NAME, "input")
-            wanted = any(word in box.text for word in ("dice", "latency", "hd95", "seed"))
-            if wanted and not choice.is_selected():
-                driver.execute_script("arguments[0].click()", choice)
+        until(lambda: driver.execute_script(_TICK) >= 4, 30, "the columns dialog with our figures")
         press("Save")
-        until(lambda: "dice (metric)" in text() and "latency_p95_ms (metric)" in text(), 30, "our columns")
+        until(lambda: shows("body", "dice (metric)", "latency_p95_ms (metric)"), 30, "our columns")
         shoot("columns")
 
         press("Hyper-parameter")
-        axes = lambda: {item.text for item in driver.find_elements(By.CSS_SELECTOR, "svg text")}  # noqa: E731
-        until(lambda: {"strategy", "co_search", "default", "dice"} <= axes(), 30, "the hyper-parameter chart")
+        until(lambda: shows("svg text", "strategy", "co_search", "default", "dice"), 30, "the hyper-parameter chart")
         shoot("hyper_parameters")
 
         press("Intermediate result")
         press("Intermediate")
-        until(lambda: driver.find_elements(By.CSS_SELECTOR, ".ms-Modal canvas, .ms-Dialog-main canvas"), 30, "a curve")
+        until(lambda: shows(".ms-Modal canvas, .ms-Dialog-main canvas"), 30, "a curve")
         shoot("intermediate")
 
 
