@@ -6,7 +6,7 @@ strategies can call `evaluate` on a frozen model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 
 from glioma_nas.config import AugmentationConfig
 from glioma_nas.distributed_training import rank, share_of_batch, world_size
+from glioma_nas.downstream import DownstreamScore
 from glioma_nas.errors import CohortError, ConfigError, did_you_mean
 from glioma_nas.evaluators.segmentation_module import CHECKPOINTS, SegmentationModule
 from glioma_nas.files import read_json, write_json
@@ -40,7 +41,13 @@ TRIAL_RESULT = "result.json"
 
 
 def split_training_cases(
-    cohort: PreparedCohort, *, fold: int, split: str, seed: int, validation_fraction: float = 0.0
+    cohort: PreparedCohort,
+    *,
+    fold: int,
+    split: str,
+    seed: int,
+    validation_fraction: float = 0.0,
+    strata: Mapping[str, str] | None = None,
 ) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Return the cases that train and those that validate, by patient; test patients of the fold are in neither.
 
@@ -52,6 +59,7 @@ def split_training_cases(
         seed: Seed of the halving.
         validation_fraction: Share of the training patients, in [0, 1), that validates with ``train``. Which ones they
             are depends on the fold alone, so that all networks and seeds of a fold have the same.
+        strata: Patient → stratum; ``search`` deals each stratum evenly to both halves.
 
     Raises:
         ConfigError: Unknown split, or an impossible fraction.
@@ -70,6 +78,8 @@ def split_training_cases(
         raise CohortError(f"fold {fold}: {len(patients)} training patients with masks; searching needs at least 2")
     numpy_generator(seed, "search halves").shuffle(patients)
     first = set(patients[: (len(patients) + 1) // 2])
+    if strata is not None:
+        first = set(sorted(patients, key=lambda patient: strata.get(patient, ""))[::2])  # stable: as drawn within each
     return [case for case in cases if case.patient_id in first], [
         case for case in cases if case.patient_id not in first
     ]
@@ -133,6 +143,9 @@ class SegmentationEvaluator(Lightning):
         precision: See `glioma_nas.training.make_trainer`.
         compiled: See `SegmentationModule`.
         tensorboard: See `glioma_nas.training.make_trainer`.
+        downstream: Makes the score of the markers that networks are ranked by too, from ``network_patients`` and
+            ``case_ids``: it is told the patients that train, and the cases of those that validate. For ``search``.
+        strata: See `split_training_cases`.
     """
 
     def __init__(
@@ -170,7 +183,11 @@ class SegmentationEvaluator(Lightning):
         precision: str = "32-true",
         compiled: bool | str = False,
         tensorboard: bool = False,
+        downstream: Callable[..., DownstreamScore] | None = None,
+        strata: Mapping[str, str] | None = None,
     ) -> None:
+        if downstream is not None and split != "search":
+            raise ConfigError("networks are ranked by markers while searching only; leave downstream out")
         if checkpoint not in CHECKPOINTS:
             raise ConfigError(f"unknown checkpoint '{checkpoint}': {did_you_mean(checkpoint, CHECKPOINTS)}")
         if checkpoint == "best" and (split != "train" or not validation_fraction):
@@ -179,10 +196,15 @@ class SegmentationEvaluator(Lightning):
         cohort = PreparedCohort.load(Path(prepared))
         split_seed = seed if split_seed is None else split_seed
         training, validation = split_training_cases(
-            cohort, fold=fold, split=split, seed=split_seed, validation_fraction=validation_fraction
+            cohort, fold=fold, split=split, seed=split_seed, validation_fraction=validation_fraction, strata=strata
         )
         self.validation_patients = sorted({case.patient_id for case in validation})
         self.training_patients = sorted({case.patient_id for case in training})
+        self.downstream: DownstreamScore | None = None
+        if downstream is not None:
+            self.downstream = downstream(
+                network_patients=self.training_patients, case_ids=[case.case_id for case in validation]
+            )
 
         def loader(cases: Sequence[PreparedCase], name: str) -> Any:
             dataset = SliceDataset(
@@ -255,7 +277,8 @@ class SegmentationEvaluator(Lightning):
     def evaluate(self, model: nn.Module) -> float | None:
         """Train ``model`` to the last epoch; return its validation Dice, or None when no patient validates.
 
-        With ``train`` the attribute ``kept`` then says which weights the network holds; see `SegmentationModule.keep`.
+        With ``downstream`` a trial of a strategy returns the accuracy that counts the markers' AUC in. With ``train``
+        the attribute ``kept`` then says which weights the network holds; see `SegmentationModule.keep`.
 
         Reports the Dice to NNI when it runs as a trial.
 
@@ -263,12 +286,13 @@ class SegmentationEvaluator(Lightning):
             RuntimeError: A second network outside a trial: it would continue from the first one's checkpoint.
         """
         sample = current_sample()
-        dice = self._evaluate_alone(model) if sample is None else self._evaluate_trial(model, sample)
-        if dice is not None and in_trial():
-            nni.report_final_result({"default": dice, "dice": dice})
-        return dice
+        outcome = self._evaluate_alone(model) if sample is None else self._evaluate_trial(model, sample)
+        accuracy: float | None = outcome["accuracy"]
+        if accuracy is not None and in_trial():
+            nni.report_final_result({"default": accuracy, "dice": outcome["dice"], **outcome["auc"]})
+        return accuracy
 
-    def _evaluate_alone(self, model: nn.Module) -> float | None:
+    def _evaluate_alone(self, model: nn.Module) -> dict[str, Any]:
         if self._network is not None and self._network is not model:
             raise RuntimeError("this evaluator has trained another network; make one evaluator for each network")
         self._network = model
@@ -279,14 +303,14 @@ class SegmentationEvaluator(Lightning):
         if self._checkpoint is not None:
             self.kept = self.module.keep(self._checkpoint)
         require_finite_weights(model, "segmentation training")
-        return self._dice(self.module, model)
+        dice = self._dice(self.module, model)
+        return {"dice": dice, "accuracy": dice, "auc": {}}
 
-    def _evaluate_trial(self, model: nn.Module, sample: Mapping[str, Any]) -> float | None:
+    def _evaluate_trial(self, model: nn.Module, sample: Mapping[str, Any]) -> dict[str, Any]:
         folder = self._folder / TRIALS_FOLDER / sample_key(sample)
         result = folder / TRIAL_RESULT
         if result.is_file():
-            known: float | None = read_json(result)["dice"]
-            return known
+            return dict(read_json(result))
         module = self._new_module()
         module.set_model(model)
         trainer = self._new_trainer(folder)
@@ -294,9 +318,16 @@ class SegmentationEvaluator(Lightning):
             trainer.fit(module, self.train_dataloaders, **resume_arguments(folder))
         require_finite_weights(model, "segmentation training")
         dice = self._dice(module, model)
-        write_json(result, {"dice": dice, "sample": dict(sample)})
+        outcome: dict[str, Any] = {"dice": dice, "accuracy": dice, "auc": {}}
+        if self.downstream is not None and dice is not None:
+            aucs = self.downstream.aucs(model)
+            outcome |= {
+                "accuracy": self.downstream.accuracy(dice, aucs),
+                "auc": {f"auc_{marker}": value for marker, value in aucs.items()},
+            }
+        write_json(result, {**outcome, "sample": dict(sample)})
         (folder / LAST_CHECKPOINT).unlink(missing_ok=True)  # a trial is not trained further
-        return dice
+        return outcome
 
     def _dice(self, module: SegmentationModule, model: nn.Module) -> float | None:
         return None if self.scoring_loader is None else float(module.score(model.eval(), self.scoring_loader))

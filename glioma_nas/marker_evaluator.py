@@ -30,7 +30,7 @@ from glioma_nas.marker_study import ClassifierSettings, MarkerStudy, cases_of_st
 from glioma_nas.marker_tuning import TUNING_FILE, Tuning, choose, inner_folds, nothing_chosen
 from glioma_nas.markers import FoldSplit, MarkerCase, check_folds_hold_both_classes
 from glioma_nas.progress import Progress, Silent
-from glioma_nas.roc_analysis import delong
+from glioma_nas.roc_analysis import Estimate, delong
 from glioma_nas.seeding import derive_seed
 
 PREDICTION_COLUMNS = (
@@ -293,6 +293,15 @@ class MarkerEvaluator(Evaluator, ABC):
             ConfigError: The evaluator was built without a study.
             LeakageError: A case to score belongs to a patient the network was trained on.
         """
+        estimate = self.measure(model)
+        if nni.get_current_parameter() is not None:
+            nni.report_final_result(
+                {"default": estimate.value, "auc_low": estimate.low, "auc_high": estimate.high, "n": estimate.n}
+            )
+        return estimate.value
+
+    def measure(self, model: Any) -> Estimate:
+        """Return what `evaluate` does, with its interval, and report it to nobody."""
         if self.study is None:
             raise ConfigError("evaluate(model) needs a MarkerStudy; build the evaluator with study=MarkerStudy(...)")
         cases, folds = cases_of_study(model, self.study, self.settings)
@@ -307,12 +316,7 @@ class MarkerEvaluator(Evaluator, ABC):
                 tune=False,  # the AUC needs no threshold
             )
         patients = patient_level(frame)
-        estimate = delong(patients["label"], patients["probability"])
-        if nni.get_current_parameter() is not None:
-            nni.report_final_result(
-                {"default": estimate.value, "auc_low": estimate.low, "auc_high": estimate.high, "n": estimate.n}
-            )
-        return estimate.value
+        return delong(patients["label"], patients["probability"])
 
     def _dump(self) -> dict[str, Any]:
         """Return plain data for NNI, which sends evaluators to trial processes as JSON."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ import numpy as np
 
 from glioma_nas.config import MarkerConfig
 from glioma_nas.errors import LeakageError
+from glioma_nas.marker_tuning import inner_folds
 from glioma_nas.markers import FoldSplit, MarkerCase, cut_case, encode_labels
+from glioma_nas.prepared import PreparedCase, PreparedCohort
+from glioma_nas.seeding import derive_seed
 from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
 
 
@@ -56,6 +59,8 @@ class MarkerStudy:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         missing_sequence: What becomes of a case that lacks a sequence of the marker: ``error``, ``exclude``, or
             ``zero`` to feed a channel of zeros.
+        own_folds: Folds that are drawn among the scored patients, by patient and class, fewer when a class has fewer
+            patients; none for the cohort's folds, which the scored patients may fill unevenly.
     """
 
     preprocess_folder: Path
@@ -69,6 +74,7 @@ class MarkerStudy:
     seed: int = 0
     device: str = "cpu"
     missing_sequence: str = "error"
+    own_folds: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data, for NNI's trial processes."""
@@ -98,23 +104,7 @@ def cases_of_study(model: Any, study: MarkerStudy, settings: ClassifierSettings)
         LabelError: The marker's labels cannot be used.
         CohortError: A case lacks a sequence, and that is an error.
     """
-    from glioma_nas.prepared import PreparedCohort
-
-    cohort = PreparedCohort.load(study.preprocess_folder)
-    seen = frozenset(study.network_patients)
-    if study.case_ids is None:
-        chosen = [case for case in cohort.cases.values() if case.patient_id not in seen]
-    else:
-        chosen = [cohort.cases[case_id] for case_id in study.case_ids]
-    for case in chosen:
-        if case.patient_id in seen:
-            raise LeakageError(
-                f"case {case.case_id}: the segmentation network was trained on its patient; score it on patients "
-                "it has not seen"
-            )
-    if study.missing_sequence == "exclude":
-        chosen = [case for case in chosen if set(settings.sequences) <= set(case.present)]
-    labels = encode_labels(chosen, study.marker, study.config, sheet=study.sheet, n_folds=cohort.folds.n)
+    cohort, chosen, labels = _chosen(study, settings)
     cases = []
     for case in chosen:
         if case.case_id in labels:
@@ -133,4 +123,58 @@ def cases_of_study(model: Any, study: MarkerStudy, settings: ClassifierSettings)
                     zero_missing=study.missing_sequence == "zero",
                 )
             )
-    return cases, cohort.folds
+    if study.own_folds is None:
+        return cases, cohort.folds
+    splits = inner_folds(cases, study.own_folds, derive_seed(study.seed, "folds of the study"))
+    return cases, _OwnFolds(tuple((_ids(train), _ids(test)) for train, test in splits))
+
+
+def _ids(cases: Sequence[MarkerCase]) -> tuple[str, ...]:
+    return tuple(case.case_id for case in cases)
+
+
+def labels_of_study(study: MarkerStudy, settings: ClassifierSettings) -> dict[str, int]:
+    """Return case id → label of the cases that `cases_of_study` would cut out; no network is needed.
+
+    Raises:
+        LeakageError: See `cases_of_study`.
+        LabelError: See `cases_of_study`.
+    """
+    return _chosen(study, settings)[2]
+
+
+@dataclass(frozen=True)
+class _OwnFolds:
+    splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.splits)
+
+    def train(self, fold: int, /) -> Sequence[str]:
+        return self.splits[fold][0]
+
+    def test(self, fold: int, /) -> Sequence[str]:
+        return self.splits[fold][1]
+
+
+def _chosen(
+    study: MarkerStudy, settings: ClassifierSettings
+) -> tuple[PreparedCohort, list[PreparedCase], dict[str, int]]:
+    cohort = PreparedCohort.load(study.preprocess_folder)
+    seen = frozenset(study.network_patients)
+    if study.case_ids is None:
+        chosen = [case for case in cohort.cases.values() if case.patient_id not in seen]
+    else:
+        chosen = [cohort.cases[case_id] for case_id in study.case_ids]
+    for case in chosen:
+        if case.patient_id in seen:
+            raise LeakageError(
+                f"case {case.case_id}: the segmentation network was trained on its patient; score it on patients "
+                "it has not seen"
+            )
+    if study.missing_sequence == "exclude":
+        chosen = [case for case in chosen if set(settings.sequences) <= set(case.present)]
+    n_folds = cohort.folds.n if study.own_folds is None else 2  # the fewest that `inner_folds` draws
+    labels = encode_labels(chosen, study.marker, study.config, sheet=study.sheet, n_folds=n_folds)
+    return cohort, chosen, labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -20,19 +20,25 @@ class Candidate:
 
     Attributes:
         branches: The branch set, for example ``2_8``; none in a space without branches.
-        accuracy: Score of the inherited network in [0, 1], higher is better.
+        accuracy: Score of the inherited network in [0, 1], higher is better: its Dice, or the blend with ``aucs``.
         latency_ms: Latency from the table; none without a profiler.
         target: Target(m) of eq. 4-1, the figure candidates are ranked by.
+        dice: Dice of the inherited network, in [0, 1].
+        aucs: Marker → AUC that its masks give, in [0, 1]; empty when markers do not count.
     """
 
     branches: str | None
     accuracy: float
     latency_ms: float | None
     target: float
+    dice: float
+    aucs: Mapping[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """Return plain data for files and tables."""
-        return asdict(self)
+        plain = asdict(self)
+        aucs = plain.pop("aucs")
+        return {**plain, **{f"auc_{marker}": value for marker, value in aucs.items()}}
 
 
 def target_score(

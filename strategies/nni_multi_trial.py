@@ -26,6 +26,7 @@ from glioma_nas.strategies.candidate_scoring import (
     warn_about_equal_exponents,
 )
 from glioma_nas.strategies.nni_faults import isolated_numpy_rng, require_reinforcement_learning
+from glioma_nas.strategies.trial_prefilter import TrialPrefilter, refuse_prefilter
 from glioma_nas.training import interruptible
 
 DEFAULT_TRIALS = 20
@@ -33,6 +34,8 @@ DEFAULT_TRIALS = 20
 
 class _NniMultiTrial(Strategy):
     """What all of them share; stands before NNI's class in the bases."""
+
+    ranks_networks = True
 
     trials: int
     seed: int
@@ -98,7 +101,7 @@ def _nni_seed(seed: int) -> int:
 
 
 @strategies.register("nni.random")
-class NniRandom(_NniMultiTrial, Random):
+class NniRandom(TrialPrefilter, _NniMultiTrial, Random):
     """NNI's random search: every trial trains a randomly drawn network from scratch.
 
     Args:
@@ -110,6 +113,9 @@ class NniRandom(_NniMultiTrial, Random):
         target_exponents: (a, b) of eq. 4-1.
         seed: Seed of everything drawn.
         dedup: Never try a network twice.
+        prefilter: Zero-cost proxy that chooses each network among several draws: ``synflow``, ``naswot`` or
+            ``grad_norm``; none for plain draws. See `glioma_nas.strategies.trial_prefilter`.
+        prefilter_draws: Draws for each network that is tried.
     """
 
     def __init__(
@@ -123,6 +129,8 @@ class NniRandom(_NniMultiTrial, Random):
         target_exponents: tuple[float, float] = (-0.07, -0.07),
         seed: int = 0,
         dedup: bool = True,
+        prefilter: str | None = None,
+        prefilter_draws: int = 10,
     ) -> None:
         super().__init__(dedup=dedup, seed=_nni_seed(seed))
         self.record_run(
@@ -134,6 +142,7 @@ class NniRandom(_NniMultiTrial, Random):
             target_exponents=target_exponents,
             seed=seed,
         )
+        self.record_prefilter(prefilter, prefilter_draws)
 
 
 @strategies.register("nni.grid")
@@ -149,6 +158,7 @@ class NniGrid(_NniMultiTrial, GridSearch):
         target_exponents: See `NniRandom`.
         seed: See `NniRandom`.
         shuffle: Shuffle every hundred networks of the order.
+        prefilter: Refused: the order is the grid's.
     """
 
     def __init__(
@@ -162,7 +172,9 @@ class NniGrid(_NniMultiTrial, GridSearch):
         target_exponents: tuple[float, float] = (-0.07, -0.07),
         seed: int = 0,
         shuffle: bool = True,
+        prefilter: str | None = None,
     ) -> None:
+        refuse_prefilter("nni.grid", prefilter)
         super().__init__(shuffle=shuffle, seed=_nni_seed(seed))
         self.record_run(
             "nni.grid",
@@ -183,7 +195,7 @@ class NniGrid(_NniMultiTrial, GridSearch):
 
 
 @strategies.register("nni.evolution")
-class NniEvolution(_NniMultiTrial, RegularizedEvolution):
+class NniEvolution(TrialPrefilter, _NniMultiTrial, RegularizedEvolution):
     """NNI's regularised evolution: random networks first, then mutants of the best of a sample of the population.
 
     Args:
@@ -199,6 +211,8 @@ class NniEvolution(_NniMultiTrial, RegularizedEvolution):
         mutation_prob: Probability that a choice is drawn again.
         crossover: Cross two parents instead of copying one.
         dedup: Never try a network twice.
+        prefilter: See `NniRandom`; acts on the random networks of the first generation.
+        prefilter_draws: See `NniRandom`.
     """
 
     def __init__(
@@ -216,6 +230,8 @@ class NniEvolution(_NniMultiTrial, RegularizedEvolution):
         mutation_prob: float = 0.05,
         crossover: bool = False,
         dedup: bool = True,
+        prefilter: str | None = None,
+        prefilter_draws: int = 10,
         cycles: int | None = None,
     ) -> None:
         if cycles is not None:
@@ -241,6 +257,7 @@ class NniEvolution(_NniMultiTrial, RegularizedEvolution):
             target_exponents=target_exponents,
             seed=seed,
         )
+        self.record_prefilter(prefilter, prefilter_draws)
         if population >= trials:
             self.notes.append(f"population {population} of {trials} trials: nothing evolves, this is random search")
 
@@ -259,6 +276,7 @@ class NniTpe(_NniMultiTrial, TPE):
         seed: See `NniRandom`.
         tpe_args: NNI's ``TpeArguments``; ``n_startup_jobs`` (random trials first) is a third of the trials, at most 20,
             unless given.
+        prefilter: Refused: the estimator waits for the result of all it proposes.
     """
 
     def __init__(
@@ -272,7 +290,9 @@ class NniTpe(_NniMultiTrial, TPE):
         target_exponents: tuple[float, float] = (-0.07, -0.07),
         seed: int = 0,
         tpe_args: Mapping[str, Any] | None = None,
+        prefilter: str | None = None,
     ) -> None:
+        refuse_prefilter("nni.tpe", prefilter)
         arguments = {"n_startup_jobs": min(20, max(2, trials // 3)), **(tpe_args or {})}
         if arguments["n_startup_jobs"] < 2:
             raise ConfigError("nni.tpe: tpe_args.n_startup_jobs must be at least 2: NNI fails on one trial")
@@ -320,6 +340,7 @@ class NniPolicyRl(_NniMultiTrial, PolicyBasedRL):
         target_exponents: See `NniRandom`.
         seed: See `NniRandom`.
         samples_per_update: Trials for one update of the policy; none for a fifth of the trials, at most NNI's 20.
+        prefilter: Refused: the policy waits for the result of all it proposes.
 
     Raises:
         PluginError: tianshou or gym is not installed.
@@ -336,7 +357,9 @@ class NniPolicyRl(_NniMultiTrial, PolicyBasedRL):
         target_exponents: tuple[float, float] = (-0.07, -0.07),
         seed: int = 0,
         samples_per_update: int | None = None,
+        prefilter: str | None = None,
     ) -> None:
+        refuse_prefilter("nni.policy_rl", prefilter)
         require_reinforcement_learning("nni.policy_rl")
         super().__init__(samples_per_update=samples_per_update or min(20, max(1, trials // 5)))
         self.record_run(

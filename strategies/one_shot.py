@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot: the other order makes NNI lose its own one-shot strategies
+import numpy as np
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import RawFormatModelSpace
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
@@ -34,6 +36,7 @@ from glioma_nas.strategies.candidate_scoring import (
 )
 from glioma_nas.strategies.evolution import evolve
 from glioma_nas.strategies.latency_term import DecoupledLatency
+from glioma_nas.strategies.random_networks import random_networks
 from glioma_nas.strategies.search_settings import SearchSettings, require_number, two_numbers
 from glioma_nas.strategies.supernet_search import SupernetSearch
 from glioma_nas.training import interruptible
@@ -75,10 +78,13 @@ class LatencyRegularisedSearch(OneShotStrategy):
         recalibration_batches: Batches for the batch norms of a decoded network before it is scored.
         evolution_generations: Generations of weight-inheriting evolution after the search, see `evolve`; 0 for none.
         evolution_population: Networks of one generation.
+        sampled_networks: Networks that are drawn at random after all is chosen and scored with the supernet's weights,
+            kept in ``sampled``: to see whether the supernet ranks as training alone does. The same for every seed.
         seed: Seed of everything drawn.
     """
 
     architectures: tuple[str, ...] = ()
+    ranks_networks = True
 
     def __init__(
         self,
@@ -106,6 +112,7 @@ class LatencyRegularisedSearch(OneShotStrategy):
         recalibration_batches: int = 8,
         evolution_generations: int = 0,
         evolution_population: int = 16,
+        sampled_networks: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -136,6 +143,7 @@ class LatencyRegularisedSearch(OneShotStrategy):
             ("finetune_steps", finetune_steps),
             ("recalibration_batches", recalibration_batches),
             ("evolution_generations", evolution_generations),
+            ("sampled_networks", sampled_networks),
             ("latency_limit_ms", latency_limit_ms or 0),
         ):
             require_number(name, value)
@@ -156,6 +164,9 @@ class LatencyRegularisedSearch(OneShotStrategy):
         self.recalibration_batches = int(recalibration_batches)
         self.evolution_generations = int(evolution_generations)
         self.evolution_population = int(evolution_population)
+        self.sampled_networks = int(sampled_networks)
+        self.sampled: list[tuple[Architecture, Candidate]] = []
+        self.sampled_s = 0.0
         self.seed = seed
         self.notes: list[str] = []
         self.found: dict[str, Architecture] = {}
@@ -242,6 +253,22 @@ class LatencyRegularisedSearch(OneShotStrategy):
             # A stream of its own: what is chosen must not depend on whether the training above was resumed.
             with isolated_torch_rng(self.seed, "choose"):
                 self._choose()
+            if self.sampled_networks:
+                with isolated_torch_rng(self.seed, "sampled networks"):
+                    self._score_sampled()
+
+    def _score_sampled(self) -> None:
+        """Score networks drawn at random with the supernet's weights as they are; nothing is chosen among them."""
+        space, started = self._space(), time.monotonic()
+        if not hasattr(space, "derive"):
+            raise ConfigError(f"sampled_networks: {type(space).__name__} has no derive() that inherits weights; set 0")
+        fixed = space.fixed_choices.get("student", {})
+        drawn = random_networks(space, self.sampled_networks, fixed=fixed, state=np.random.RandomState(0))
+        with self._progress().task("score sampled networks", len(drawn)) as task:
+            for item in drawn:
+                self.sampled.append((item, self._score("student", item, finetune_steps=0, downstream=None)))
+                task.advance(1)
+        self.sampled_s = time.monotonic() - started
 
     def _choose(self) -> None:
         """Decode every branch set of every architecture, score it with inherited weights, keep the best of each."""
@@ -284,7 +311,8 @@ class LatencyRegularisedSearch(OneShotStrategy):
             build=space.architecture,
             fixed=set(space.fixed_choices.get(name, {})),
             identity=lambda architecture: canonical_json(space.describe(architecture)),
-            score=lambda architecture: self._score(name, architecture, finetune_steps=0).target,
+            # Dice alone: markers would cost a cross-validation for every child.
+            score=lambda architecture: self._score(name, architecture, finetune_steps=0, downstream=None).target,
             latency_ms=lambda architecture: self._latency_ms(architecture) or 0.0,
             limit_ms=limit_ms,
             generations=self.evolution_generations,
@@ -311,9 +339,12 @@ class LatencyRegularisedSearch(OneShotStrategy):
                 "evolution_generations"
             )
         scored = []
+        # The student's masks are what markers will be predicted from.
+        downstream = getattr(self._evaluator, "downstream", None) if self._searches_latency(name) else None
         with self._progress().task(f"score candidates ({name})", len(allowed)) as task:
             for item in allowed:
-                scored.append((self._score(name, item, finetune_steps=self.finetune_steps), item))
+                candidate = self._score(name, item, finetune_steps=self.finetune_steps, downstream=downstream)
+                scored.append((candidate, item))
                 task.advance(1, dice=scored[-1][0].accuracy)
         self.candidates[name] = [candidate for candidate, _ in scored]
         self.found[name] = max(scored, key=lambda item: item[0].target)[1]
@@ -321,7 +352,7 @@ class LatencyRegularisedSearch(OneShotStrategy):
     def _latency_ms(self, architecture: Architecture) -> float | None:
         return None if self.profiler is None else float(self.profiler.profile(architecture.sample()))
 
-    def _score(self, name: str, architecture: Architecture, *, finetune_steps: int) -> Candidate:
+    def _score(self, name: str, architecture: Architecture, *, finetune_steps: int, downstream: Any) -> Candidate:
         space, module = self._space(), self._module()
         device = self._evaluator.trainer.strategy.root_device
         network = space.derive(architecture, inherit=name).to(device)
@@ -333,14 +364,16 @@ class LatencyRegularisedSearch(OneShotStrategy):
         finetune(network, batches, training.loss, steps=finetune_steps, learning_rate=training.learning_rate)
         recalibrate_batch_norm(network, batches, n_batches=self.recalibration_batches)
         scoring = getattr(self._evaluator, "scoring_loader", None) or self._loaders["val"]
-        accuracy = training.score(network.eval(), scoring)
+        dice = training.score(network.eval(), scoring)
+        aucs = {} if downstream is None else downstream.aucs(network)
+        accuracy = dice if downstream is None else downstream.accuracy(dice, aucs)
         latency_ms = self._latency_ms(architecture)
         # The teacher is free to be slow: accuracy alone ranks it.
         priced = latency_ms if self._searches_latency(name) else None
         target = target_score(
             accuracy, priced, target_latency_ms=self.target_latency_ms, exponents=self.target_exponents
         )
-        return Candidate(architecture.choices.get(BRANCHES_LABEL), accuracy, latency_ms, target)
+        return Candidate(architecture.choices.get(BRANCHES_LABEL), accuracy, latency_ms, target, dice, aucs)
 
     def _note_missed_window(self) -> None:
         if self.settings.latency_window_ms is None or "student" not in self.found:

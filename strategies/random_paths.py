@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from glioma_nas.architecture import Architecture
-from glioma_nas.errors import ConfigError, did_you_mean
+from glioma_nas.errors import ConfigError
 from glioma_nas.registry import strategies
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
 from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
 from glioma_nas.strategies.candidate_scoring import ignored_latency_weight
 from glioma_nas.strategies.one_shot import LatencyRegularisedSearch
+from glioma_nas.strategies.random_networks import random_networks
 from glioma_nas.strategies.supernet_search import RandomPathTraining
+from glioma_nas.strategies.trial_prefilter import require_prefilter
 from glioma_nas.strategies.zero_cost import PROXIES
 
 
@@ -38,6 +40,7 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         target_exponents: See `LatencyRegularisedSearch`.
         finetune_steps: See `LatencyRegularisedSearch`; none by default, because N networks would each be trained.
         recalibration_batches: See `LatencyRegularisedSearch`.
+        sampled_networks: See `LatencyRegularisedSearch`.
         seed: See `LatencyRegularisedSearch`.
 
     Reference:
@@ -61,14 +64,12 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         target_exponents: tuple[float, float] = (-0.07, -0.07),
         finetune_steps: int = 0,
         recalibration_batches: int = 8,
+        sampled_networks: int = 0,
         seed: int = 0,
     ) -> None:
         if n_candidates < 1 or paths < 1:
             raise ConfigError(f"n_candidates {n_candidates} and paths {paths} must be at least 1")
-        if prefilter is not None and prefilter not in PROXIES:
-            raise ConfigError(f"unknown prefilter '{prefilter}': {did_you_mean(str(prefilter), PROXIES)}")
-        if prefilter_draws < 1:
-            raise ConfigError(f"prefilter_draws is {prefilter_draws}; give at least 1")
+        require_prefilter(prefilter, prefilter_draws)
         super().__init__(
             profiler=profiler,
             latency_weight=0.0,
@@ -77,6 +78,7 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
             target_latency_ms=target_latency_ms,
             target_exponents=target_exponents,
             recalibration_batches=recalibration_batches,
+            sampled_networks=sampled_networks,
             seed=seed,
         )
         self.notes = ignored_latency_weight(
@@ -113,17 +115,8 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         space, (name,) = self._space(), self.architectures
         state = np.random.RandomState(derive_seed(self.seed, "candidates") % 2**32)
         wanted = self.n_candidates * (self.prefilter_draws if self.prefilter else 1)
-        drawn: dict[str, Architecture] = {}
-        # A small space may hold fewer networks than that.
-        for _ in range(20 * wanted):
-            sample: dict[str, Any] = {}
-            for mutable in space.simplify().values():
-                mutable.random(sample, state)
-            architecture = space.architecture({**sample, **space.fixed_choices.get(name, {})})
-            drawn.setdefault(architecture.id, architecture)
-            if len(drawn) == wanted:
-                break
-        self._keep_best(name, self._prefiltered(list(drawn.values())))
+        drawn = random_networks(space, wanted, fixed=space.fixed_choices.get(name, {}), state=state)
+        self._keep_best(name, self._prefiltered(drawn))
 
     def _prefiltered(self, drawn: list[Architecture]) -> list[Architecture]:
         """Return the N draws that the zero-cost proxy ranks highest, in the order they were drawn."""

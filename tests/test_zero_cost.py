@@ -14,6 +14,7 @@ from torch import nn
 
 from glioma_nas.errors import ConfigError
 from glioma_nas.nni_bridge import explore
+from glioma_nas.strategies.nni_multi_trial import NniEvolution, NniGrid, NniRandom, NniTpe
 from glioma_nas.strategies.random_paths import RandomWithSharedWeights
 from glioma_nas.strategies.zero_cost import PROXIES, gradient_norm, naswot, synflow
 from glioma_nas.testing.prepared_phantoms import prepare_phantom_cohort
@@ -85,3 +86,32 @@ def test_unknown_prefilter_is_refused() -> None:
         RandomWithSharedWeights(prefilter="sinflow")
     with pytest.raises(ConfigError, match="prefilter_draws is 0; give at least 1"):
         RandomWithSharedWeights(prefilter="synflow", prefilter_draws=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [NniRandom, NniEvolution])
+def test_proxy_chooses_the_trials_of_nnis_random_draws(tmp_path: Path, strategy: Any) -> None:
+    prepared = prepare_phantom_cohort(tmp_path / "phantom", n_patients=8, image_size_px=32)
+    ids = {}
+    for prefilter, draws in ((None, 1), ("synflow", 4), ("synflow", 1)):
+        space = make_space()
+        search = strategy(profiler=SizeProfiler(space), trials=2, seed=4, prefilter=prefilter, prefilter_draws=draws)
+        explore(space, make_evaluator(prepared, tmp_path / f"{prefilter}{draws}", epochs=1), search)
+        ids[prefilter, draws] = [model.sample for model in search.list_models(sort=False)]
+        assert any("synflow chose" in note for note in search.notes) == (prefilter is not None)
+    assert ids["synflow", 1] == ids[None, 1]  # of one draw the proxy cannot choose
+    assert ids["synflow", 4] != ids[None, 1]
+    assert len(ids["synflow", 4]) == 2
+
+
+@pytest.mark.parametrize("strategy", [NniGrid, NniTpe])
+def test_prefilter_is_refused_where_nni_lets_none_in(strategy: Any) -> None:
+    with pytest.raises(ConfigError, match="NNI lets no filter between its proposals and the trials; prefilter works"):
+        strategy(prefilter="synflow")
+
+
+def test_wrong_prefilter_of_trials_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown prefilter 'synflo'"):
+        NniRandom(prefilter="synflo")
+    with pytest.raises(ConfigError, match="prefilter_draws is 0"):
+        NniRandom(prefilter="synflow", prefilter_draws=0)

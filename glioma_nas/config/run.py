@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from glioma_nas.config.augmentation import AugmentationConfig
 from glioma_nas.config.cohort import CohortConfig, FoldsConfig, PreprocessConfig
@@ -45,6 +45,12 @@ class RunConfig(Section):
     export: ExportConfig = ExportConfig()
     classify: ClassifyConfig = ClassifyConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _markers_to_rank_by(self) -> RunConfig:
+        if self.search.marker_weight > 0 and not self.classify.markers:
+            raise ValueError("search.marker_weight needs classify.markers; add a marker, or set the weight to 0")
+        return self
 
     def to_yaml(self) -> str:
         """Render every key, defaults included, as YAML that `load_config` reads back."""

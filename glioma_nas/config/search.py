@@ -32,6 +32,16 @@ class SearchConfig(Section):
     latency_calibration: Path | None = Field(
         None, description="calibration.json of `latency calibrate`; none: the bare sum over the latency table"
     )
+    marker_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the markers' AUC in the accuracy that ranks networks, the rest is Dice; 0: Dice alone. "
+        "Above 0 every ranked network costs a cross-validation of each marker's classifier (docs/strategies.md)",
+    )
+    marker_classifier: str | None = Field(
+        None, description="classifier that gives these AUCs; none: each marker's own. radiomics takes seconds on a CPU"
+    )
     tumour_slice_fraction: float = Field(0.7, ge=0, le=1, description="share of drawn slices that show tumour")
     tensorboard: bool = Field(True, description="write every epoch's figures and probabilities for TensorBoard")
 

@@ -25,6 +25,7 @@ from glioma_nas.nni_experiments.trial_settings import (
     ARCHITECTURE,
     CO_SEARCH,
     KINDS,
+    MARKERS,
     OPERATOR_SEPARATOR,
     SETTINGS_FILE,
     WITHHELD_SALT,
@@ -125,11 +126,16 @@ class ExperimentOptions:
         if not 0 < self.target_latency_ms < math.inf:
             raise ConfigError(f"target_latency_ms is {self.target_latency_ms:g}; give a time above 0 ms")
         for marker in self.markers:
-            if marker not in config.classify.markers or marker not in ("idh", "ki67"):
+            if marker not in config.classify.markers or marker not in MARKERS:
                 raise ConfigError(
                     f"marker '{marker}': trials measure idh and ki67, and classify.markers of the configuration must "
                     f"hold it; it holds: {', '.join(config.classify.markers) or 'none'}"
                 )
+        if config.search.marker_weight > 0 and not self.markers:
+            raise ConfigError(
+                f"search.marker_weight is {config.search.marker_weight:g}: trials are ranked by markers too; name them "
+                "(--marker idh), or set it to 0"
+            )
         if self.kind == ARCHITECTURE and (self.strategies or self.operator_sets):
             raise ConfigError("strategies and operator sets are searched by co-search trials; leave them out here")
         if self.distil and (self.kind == ARCHITECTURE or config.train.kd_weight == 0):

@@ -9,9 +9,8 @@ import numpy as np
 from torch import nn
 
 from glioma_nas.config import RunConfig
+from glioma_nas.downstream import DownstreamScore
 from glioma_nas.errors import LabelError
-from glioma_nas.marker_evaluator import build_evaluator
-from glioma_nas.marker_study import MarkerStudy
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.progress import Silent
 from glioma_nas.segmentation_inference import THRESHOLD, predict_probability
@@ -62,6 +61,9 @@ def marker_auc(
     prepared: Path,
     cases: list[PreparedCase],
     seen: tuple[str, ...],
+    *,
+    seed: int,
+    required: bool,
 ) -> float | None:
     """Return the patient-level AUC of a marker predicted with the network's masks; none where it cannot be measured.
 
@@ -72,26 +74,25 @@ def marker_auc(
         prepared: Folder of the preprocess stage.
         cases: Cases of patients who did not train the network.
         seen: Patients who did.
-    """
-    from glioma_nas.stages.classify import classifier_settings
+        seed: Seed of the classifiers and their folds.
+        required: Trials are ranked by it.
 
-    rule = config.classify.markers[marker]
-    study = MarkerStudy(
-        preprocess_folder=prepared,
-        marker=marker,
-        config=rule,
-        sheet=config.cohort.sheet,
-        network_sequences=config.cohort.channels,
-        network_patients=seen,
-        case_ids=tuple(case.case_id for case in cases),
-        seed=config.seed,
-        device=config.device,
-        missing_sequence="zero" if config.cohort.feeds_zeros else config.cohort.missing_sequence,
-    )
-    evaluator = build_evaluator(rule.classifier, classifier_settings(config.classify, rule), rule.options, study=study)
+    Raises:
+        LabelError: It cannot be measured, and is required.
+    """
     try:
-        return evaluator.evaluate(network.to(config.device))
+        score = DownstreamScore(
+            config,
+            prepared,
+            network_patients=seen,
+            case_ids=[case.case_id for case in cases],
+            markers=(marker,),
+            seed=seed,
+        )
     except LabelError as err:
+        if required:
+            raise
         # To stderr, which the web UI shows beside the trial; NNI sends log records to a file of its own.
         sys.stderr.write(f"marker '{marker}' not measured: {err}\n")
         return None
+    return score.aucs(network.to(config.device))[marker]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from glioma_nas.downstream import blended_accuracy
 from glioma_nas.errors import DivergedError
 
 SMALLEST_DEFAULT = 1e-6
@@ -58,9 +59,17 @@ class TrialResult:
     seed: int
 
     def final_metrics(
-        self, *, target_latency_ms: float, target_exponents: tuple[float, float]
+        self,
+        *,
+        target_latency_ms: float,
+        target_exponents: tuple[float, float],
+        marker_weight: float = 0.0,
+        markers: Sequence[str] = (),
     ) -> dict[str, float | None]:
-        """Return the dict for NNI; ``default`` is Target(m) = dice·(latency_ms/T)^w, w = a if latency_ms ≤ T else b.
+        """Return the dict for NNI; ``default`` is Target(m) = ACC·(latency_ms/T)^w, w = a if latency_ms ≤ T else b.
+
+        ACC is the Dice or, with ``marker_weight``, `glioma_nas.downstream.blended_accuracy` with the AUC of the
+        ``markers``, which then have been measured.
 
         Raises:
             DivergedError: A figure is NaN or infinite.
@@ -70,7 +79,9 @@ class TrialResult:
         """
         below, above = target_exponents
         exponent = below if self.latency_ms <= target_latency_ms else above
-        target = self.dice * (self.latency_ms / target_latency_ms) ** exponent
+        values = {"idh": self.auc_idh, "ki67": self.auc_ki67}
+        aucs = {name: value for name in markers if (value := values[name]) is not None}
+        target = blended_accuracy(self.dice, aucs, marker_weight) * (self.latency_ms / target_latency_ms) ** exponent
         return check_final({"default": max(target, SMALLEST_DEFAULT), **asdict(self)})
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from glioma_nas import registry
 from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig
+from glioma_nas.downstream import marker_strata
 from glioma_nas.epoch_metrics import listening
 from glioma_nas.errors import ConfigError
 from glioma_nas.files import read_json, write_json
@@ -31,7 +32,13 @@ from glioma_nas.nni_experiments.trial_channel import TrialChannel
 from glioma_nas.nni_experiments.trial_measures import marker_auc, overlap, speed
 from glioma_nas.nni_experiments.trial_metrics import TrialResult, intermediate_metrics
 from glioma_nas.nni_experiments.trial_pages import TrialBoard, write_trial_page
-from glioma_nas.nni_experiments.trial_settings import ARCHITECTURE, CO_SEARCH, TrialSettings, load_trial_settings
+from glioma_nas.nni_experiments.trial_settings import (
+    ARCHITECTURE,
+    CO_SEARCH,
+    MARKERS,
+    TrialSettings,
+    load_trial_settings,
+)
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Silent
@@ -72,7 +79,10 @@ def run_trial(settings_file: Path, channel: TrialChannel) -> None:
             architecture = _architecture(settings, config, parameters, folder)
         result = _measured(settings, config, architecture, folder, show)
         metrics = result.final_metrics(
-            target_latency_ms=settings.target_latency_ms, target_exponents=settings.target_exponents
+            target_latency_ms=settings.target_latency_ms,
+            target_exponents=settings.target_exponents,
+            marker_weight=settings.marker_weight,
+            markers=settings.markers,
         )
         space = build_space(config)
         choices = {label: list(mutable.values) for label, mutable in space.simplify().items()}
@@ -162,10 +172,20 @@ def _measured(
     cases = [case for case in cases if case.patient_id in halves["measured"] and case.mask() is not None]
     dice, distance_mm = overlap(network, config, cases)
     auc = {
-        marker: marker_auc(config, marker, network, prepared, cases, tuple(halves["trained"]))
+        marker: marker_auc(
+            config,
+            marker,
+            network,
+            prepared,
+            cases,
+            tuple(halves["trained"]),
+            # The experiment's, not the trial's: trials must differ by their masks, not by their classifiers' luck.
+            seed=settings.config["seed"],
+            required=settings.marker_weight > 0,
+        )
         if marker in settings.markers
         else None
-        for marker in ("idh", "ki67")
+        for marker in MARKERS
     }
     result = TrialResult(
         dice=dice,
@@ -209,8 +229,9 @@ def _train(
     teacher: nn.Module | None = None,
 ) -> Any:
     """Train a network as the train stage does, on the first half, and return its evaluator."""
+    prepared = settings.stage_folder("preprocess")
     evaluator = registry.evaluators.get("segmentation")(
-        str(settings.stage_folder("preprocess")),
+        str(prepared),
         config.cohort.channels,
         folder=str(folder),
         split="trial",
@@ -218,6 +239,8 @@ def _train(
         **training_recipe(config),
         seed=seed,
         split_seed=_split_seed(settings),
+        # As in the search stage, so that both halve the patients alike.
+        strata=marker_strata(config, prepared) if settings.marker_weight > 0 else None,
         teacher=teacher,
         label="train",
     )

@@ -31,6 +31,8 @@ WITHHELD_SALT = "withheld.salt"
 CO_SEARCH = "co-search"
 ARCHITECTURE = "architecture"
 KINDS = (CO_SEARCH, ARCHITECTURE)
+MARKERS = ("idh", "ki67")
+"""Markers whose AUC a trial may measure."""
 
 _SHORT_NAMES = {
     "seed": "seed",
@@ -62,6 +64,11 @@ class TrialSettings(Section):
     def stages(self) -> tuple[str, ...]:
         """What a trial trains, in order; their numbers are part of every intermediate result."""
         return ("search", "teacher", "train") if self.distil else ("search", "train")
+
+    @property
+    def marker_weight(self) -> float:
+        """Share of the markers' AUC in what ranks trials; `run_config` lets no hyper-parameter change it."""
+        return float(self.config["search"].get("marker_weight", 0.0))
 
     def stage_folder(self, stage: str) -> Path:
         """Return the folder of a finished stage.
@@ -105,6 +112,8 @@ class TrialSettings(Section):
             load_file(folder / plugin)
         own_strategy = data["search"]["strategy"]
         for name, value in parameters.items():
+            if name.startswith("search.marker_"):
+                raise ConfigError(f"hyper-parameter '{name}': trials are ranked by it, so it is the same for all")
             if name not in _SHORT_NAMES and "." not in name:
                 raise ConfigError(
                     f"hyper-parameter '{name}': {did_you_mean(name, _SHORT_NAMES)} Or a dotted key, search.batch_size."

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
 import torch
 
+from glioma_nas.config import RunConfig
+from glioma_nas.downstream import DownstreamScore, marker_strata
+from glioma_nas.errors import ConfigError
 from glioma_nas.files import canonical_json, write_json, write_text
 from glioma_nas.latency_records import LatencyTable
 from glioma_nas.nni_bridge import explore, found_architectures, trials_of
@@ -25,6 +30,9 @@ SEARCH_FOLD = 0
 ROLES = ("teacher", "student")
 
 TRIALS_FILE = "trials.csv"
+
+SAMPLED_FILE = "sampled.json"
+"""Networks that were drawn at random and scored with the supernet's weights, where the strategy was asked for some."""
 
 WEIGHT_PATIENTS_FILE = "weight_patients.json"
 """Patients whose scans trained weights of the search."""
@@ -69,8 +77,14 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
         progress=context.progress,
         label=f"search ({search.strategy})",
         tensorboard=search.tensorboard,
+        **_markers(config, context.inputs["preprocess"], seed),
     )
     strategy = build_strategy(config, profiler=profiler, seed=seed)
+    if search.marker_weight > 0 and not getattr(strategy, "ranks_networks", False):
+        raise ConfigError(
+            f"search.marker_weight: '{search.strategy}' ranks no single networks, so markers cannot count; set it to "
+            "0, or take another strategy (docs/strategies.md)"
+        )
     if hasattr(space, "search_memory") and hasattr(strategy, "relaxation_slot"):
         space.search_memory(search.batch_size).require(_available_bytes(config.device))
     explore(space, evaluator, strategy)
@@ -80,9 +94,12 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
     # A space that a one-shot strategy has turned into a supernet no longer draws or describes like the plain one.
     plain = build_space(config)
     found = found_architectures(strategy, plain)
+    notes = list(getattr(strategy, "notes", []))
+    if evaluator.downstream is not None:
+        notes.append(evaluator.downstream.note())
     results: dict[str, Any] = {
         "strategy": search.strategy,
-        "strategy_notes": list(getattr(strategy, "notes", [])),
+        "strategy_notes": notes,
         "latency_weight": search.latency_weight,
         "finetune_steps": getattr(strategy, "finetune_steps", 0),
         "search_fold": SEARCH_FOLD,
@@ -93,6 +110,8 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
             "beside."
         ),
     }
+    if evaluator.downstream is not None:
+        results["downstream"] = evaluator.downstream.cost()
     for role in ROLES:
         architecture = found[role]
         architecture.save(context.folder / f"{role}.json")
@@ -104,6 +123,11 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
             "table_latency_ms": round(float(profiler.profile(architecture.sample())), 4),
             "candidates": [candidate.row() for candidate in getattr(strategy, "candidates", {}).get(role, [])],
         }
+    sampled = getattr(strategy, "sampled", [])
+    if sampled:
+        rows = [{"architecture": network.to_json(), **candidate.row()} for network, candidate in sampled]
+        write_json(context.folder / SAMPLED_FILE, rows)
+        results["sampled_s"] = round(strategy.sampled_s, 2)
     module: Any = getattr(strategy, "oneshot_module", None)
     if hasattr(module, "architectures"):
         weights = {
@@ -119,7 +143,7 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
             "trial": number,
             "id": plain.architecture(trial.sample).id,
             "status": trial.status,
-            "dice": trial.metric,
+            "accuracy" if search.marker_weight > 0 else "dice": trial.metric,
             "table_latency_ms": round(float(profiler.profile(trial.sample)), 4),
         }
         for number, trial in enumerate(trials_of(strategy))
@@ -134,6 +158,13 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
         shutil.copytree(folder / TENSORBOARD_FOLDER, context.folder / TENSORBOARD_FOLDER, dirs_exist_ok=True)
     shutil.rmtree(folder)  # checkpoints of the supernet or the trials: of no use once the architectures are known
     return results
+
+
+def _markers(config: RunConfig, prepared: Path, seed: int) -> dict[str, Any]:
+    if config.search.marker_weight == 0:
+        return {}
+    score = partial(DownstreamScore, config, prepared, seed=seed)
+    return {"downstream": score, "strata": marker_strata(config, prepared)}
 
 
 def _available_bytes(device: str) -> int:

@@ -1,0 +1,92 @@
+"""Let a zero-cost proxy choose which randomly drawn networks become trials of NNI's strategies.
+
+NNI 3.0 has no place for it (``model_filter`` is gone), but its random search and the first generation of its evolution
+get every network from one method, ``random``. Its other strategies propose networks in an order of their own, or must
+be told the result of each one they propose: there a filter would skip or starve them, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nni.mutable import SampleValidationError
+
+from glioma_nas.errors import ConfigError, did_you_mean
+from glioma_nas.seeding import isolated_torch_rng
+from glioma_nas.strategies.zero_cost import PROXIES
+
+
+def require_prefilter(prefilter: str | None, draws: int) -> None:
+    """Check the options of a pre-filter.
+
+    Raises:
+        ConfigError: There is no such proxy, or fewer than one draw for each network that is kept.
+    """
+    if prefilter is not None and prefilter not in PROXIES:
+        raise ConfigError(f"unknown prefilter '{prefilter}': {did_you_mean(str(prefilter), PROXIES)}")
+    if draws < 1:
+        raise ConfigError(f"prefilter_draws is {draws}; give at least 1")
+
+
+def refuse_prefilter(strategy: str, prefilter: str | None) -> None:
+    """Say why a strategy takes no pre-filter.
+
+    Raises:
+        ConfigError: One was asked for.
+    """
+    if prefilter is not None:
+        raise ConfigError(
+            f"{strategy}: NNI lets no filter between its proposals and the trials; prefilter works with nni.random, "
+            "nni.evolution (its random networks) and random_with_shared_weights"
+        )
+
+
+class TrialPrefilter:
+    """Mixin before NNI's class: ``random`` returns the draw that the proxy ranks highest.
+
+    Every draw counts as tried, so a network that was passed over does not come again where NNI avoids repeats.
+    """
+
+    prefilter: str | None = None
+    prefilter_draws: int = 1
+    seed: int
+    notes: list[str]
+
+    def record_prefilter(self, prefilter: str | None, draws: int) -> None:
+        """Keep the options; called by the constructor after ``notes`` are set.
+
+        Raises:
+            ConfigError: See `require_prefilter`.
+        """
+        require_prefilter(prefilter, draws)
+        self.prefilter, self.prefilter_draws = prefilter, draws
+        if prefilter is not None:
+            self.notes.append(f"{prefilter} chose every randomly drawn network among {draws} draws")
+
+    def random(self, *args: Any) -> Any:
+        """Return NNI's next random model, or the best by proxy of several; called by NNI for each random network."""
+        draw: Callable[..., Any] = super().random  # type: ignore[misc]  # of NNI's class, which stands behind this one
+        if self.prefilter is None:
+            return draw(*args)
+        drawn = []
+        for _ in range(self.prefilter_draws):
+            try:
+                drawn.append(draw(*args))
+            except SampleValidationError:  # a repeat; NNI tries again when nothing new is left among the draws
+                continue
+        if not drawn:
+            return draw(*args)
+        scores = [self._proxy(model) for model in drawn]
+        return drawn[scores.index(max(scores))]
+
+    def _proxy(self, model: Any) -> float:
+        assert self.prefilter is not None
+        evaluator = model.evaluator
+        if not hasattr(getattr(evaluator, "module", None), "loss"):
+            raise ConfigError("prefilter needs an evaluator with training data and a loss; leave it out")
+        # The same batch, and the same start, for all: what differs is the network.
+        with isolated_torch_rng(self.seed, "prefilter"):
+            batch = next(iter(evaluator.train_dataloaders))
+            network = model.executable_model()
+        return PROXIES[self.prefilter](network, batch["image"], batch["mask"], evaluator.module.loss)
