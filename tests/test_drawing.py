@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from matplotlib.image import imread as read_png
 from rich.console import Console
 from supernets import random_sample
+from typer.testing import CliRunner
 
+from glioma_nas.architecture import Architecture
+from glioma_nas.cli import app
+from glioma_nas.errors import GliomaNasError
 from glioma_nas.search_spaces.layout import PRESETS
 from glioma_nas.search_spaces.nasbranet import NASBraNet
 
@@ -105,3 +111,25 @@ def test_tree_names_every_cell_once_and_ends_each_branch_in_the_head() -> None:
         for row in space.describe(sample):
             text = f"{row['operator']}  χ {row['width']} · {row['out_channels']} ch"
             assert any(f"layer {row['layer']:>2}  1/{row['scale']}" in line and text in line for line in lines)
+
+
+def test_architecture_is_shown_drawn_and_counted(tmp_path: Path) -> None:
+    record = Path(__file__).resolve().parent.parent / "benchmarks" / "table_4_3_and_4_4.json"
+    pictures = ["--svg", str(tmp_path / "network.svg"), "--png", str(tmp_path / "network.png")]
+    result = CliRunner().invoke(app, ["architecture", str(record), *pictures], standalone_mode=False)
+    assert result.exception is None
+    space = NASBraNet("thesis")
+    plan = space.plan(Architecture.load(record))
+    assert sum("layer" in line for line in result.stdout.splitlines()) == len(plan.steps)
+    figures = space.figures(Architecture.load(record))
+    assert f"{figures.macs_g:.4f}".rstrip("0") in result.stdout
+    assert ElementTree.parse(tmp_path / "network.svg").getroot().tag == f"{SVG}svg"
+    assert (tmp_path / "network.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads(CliRunner().invoke(app, ["architecture", str(record), "--json"], standalone_mode=False).stdout)
+    assert rows[1] == {"figure": "parameters, 10⁶", "value": round(figures.params_m, 4)}
+
+
+def test_record_that_is_none_is_refused_by_the_command(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text("{}")
+    result = CliRunner().invoke(app, ["architecture", str(tmp_path / "record.json")], standalone_mode=False)
+    assert isinstance(result.exception, GliomaNasError)

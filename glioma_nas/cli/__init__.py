@@ -14,6 +14,7 @@ import typer
 
 # Importing a module of commands adds them to the application.
 from glioma_nas.cli import (  # noqa: F401
+    architecture_commands,
     cohort_commands,
     compare_commands,
     component_commands,
