@@ -122,7 +122,7 @@ def test_architecture_is_shown_drawn_and_counted(tmp_path: Path) -> None:
     plan = space.plan(Architecture.load(record))
     assert sum("layer" in line for line in result.stdout.splitlines()) == len(plan.steps)
     figures = space.figures(Architecture.load(record))
-    assert f"{figures.macs_g:.4f}".rstrip("0") in result.stdout
+    assert f"{figures.macs_g:.4g}" in result.stdout
     assert ElementTree.parse(tmp_path / "network.svg").getroot().tag == f"{SVG}svg"
     assert (tmp_path / "network.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads(CliRunner().invoke(app, ["architecture", str(record), "--json"], standalone_mode=False).stdout)
