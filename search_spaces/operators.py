@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from nni.nas.nn.pytorch import MutableBatchNorm2d, MutableConv2d
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ def halve(x: Tensor) -> Tensor:
     Returns:
         Shape (N, C, H/2, W/2).
     """
-    shared = _halves.get()
+    # torch.compile cannot read a context variable; in one graph it would find the repetition by itself.
+    shared = None if torch.compiler.is_compiling() else _halves.get()
     if shared is None:
         return F.avg_pool2d(x, 2)
     known = shared.get(id(x))

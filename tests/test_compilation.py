@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from nni.nas.space import model_context
 from nni.nas.strategy import DARTS
 from supernets import random_sample, soft, tiny_supernet
 from torch import nn
@@ -18,13 +19,14 @@ from glioma_nas.config import parse_config
 from glioma_nas.errors import ConfigError
 from glioma_nas.evaluators.segmentation import SegmentationEvaluator
 from glioma_nas.nni_bridge import explore
+from glioma_nas.registry import operators
 from glioma_nas.search_spaces.nasbranet import NASBraNet
 from glioma_nas.strategies.one_shot import CoSearch
 from glioma_nas.testing.prepared_phantoms import prepare_phantom_cohort
 
 IMAGE = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(1))
 
-SMALL: dict[str, Any] = {"operators": ["skip", "conv3x3"], "scales": (2, 4), "n_layers": 3, "n_branches": 1}
+SMALL: dict[str, Any] = {"operators": ["skip", "zoomed_conv"], "scales": (2, 4), "n_layers": 3, "n_branches": 1}
 
 # Everything that torch.compile does but for the compiler itself, which takes minutes.
 QUICK = "aot_eager"
@@ -118,6 +120,22 @@ def test_inductor_compiles_a_network_for_training() -> None:
         module(IMAGE).square().sum().backward()
     assert compiled_graphs() == before + 1
     torch.testing.assert_close(network.norm.weight.grad, plain.norm.weight.grad, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_every_operator_that_ships_is_compiled_in_one_piece() -> None:
+    before, compiled = compiled_graphs(), 0
+    for entry in operators.entries():
+        if entry.origin != "in-tree":
+            continue
+        for stride in (1, 2):
+            with model_context({}):
+                operator = entry.component(2, 4, stride).train()
+            plain = copy.deepcopy(operator)
+            compile_for_training(operator, QUICK)
+            torch.testing.assert_close(operator(IMAGE), plain(IMAGE), atol=1e-5, rtol=1e-4)
+            compiled += 1
+    assert compiled_graphs() == before + compiled >= before + 2 * 9
 
 
 def test_supernet_of_nni_has_nothing_to_compile() -> None:
