@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,20 @@ from typer.testing import CliRunner
 
 from glioma_nas.cli import app
 from glioma_nas.comparison.budget import search_steps, used_steps, with_budget
+from glioma_nas.comparison.cells import made_from, plan
 from glioma_nas.comparison.contest import (
     hypervolume,
-    made_from,
     mean_interval,
     pareto_front,
-    plan,
     scoring_steps,
     summarise_contest,
 )
+from glioma_nas.comparison.ranking import rank_correlation
 from glioma_nas.comparison.searching import search_apart
 from glioma_nas.config import RunConfig, parse_config
-from glioma_nas.errors import ConfigError, ResourceError, UnknownNameError
+from glioma_nas.errors import ConfigError, ResourceError, SearchError, UnknownNameError
+from glioma_nas.registry import strategies as registered
+from glioma_nas.strategies.random_paths import RandomWithSharedWeights
 from glioma_nas.testing.phantoms import write_phantom_cohort
 
 SMALL: dict[str, Any] = {
@@ -58,11 +61,24 @@ def test_options_belong_to_the_configured_strategy_alone(config: RunConfig) -> N
 
 
 def test_all_strategies_look_for_the_same(config: RunConfig) -> None:
-    options = {"n_candidates": 2, "target_latency_ms": 3.0, "target_exponents": (0.0, -0.5)}
+    options = {"n_candidates": 2, "target_latency_ms": 3.0, "target_exponents": (0.0, -0.5), "finetune_steps": 7}
     given = config.model_copy(update={"search": config.search.model_copy(update={"strategy_options": options})})
     objective = {"target_latency_ms": 3.0, "target_exponents": (0.0, -0.5)}
     assert with_budget(given, "nni.random", seed=0, trials=2).search.strategy_options == {**objective, "trials": 2}
-    assert with_budget(given, "co_search", seed=0).search.strategy_options == objective
+    assert with_budget(given, "co_search", seed=0).search.strategy_options == {**objective, "finetune_steps": 7}
+
+
+def test_supernets_score_networks_for_the_rank_correlation_when_asked(config: RunConfig) -> None:
+    assert with_budget(config, "co_search", seed=0, ranked=9).search.strategy_options["sampled_networks"] == 9
+    assert "sampled_networks" not in with_budget(config, "co_search", seed=0).search.strategy_options
+    assert "sampled_networks" not in with_budget(config, "nni.darts", seed=0, ranked=9).search.strategy_options
+
+
+def test_rank_correlation_is_kendalls_and_none_where_it_is_not_defined() -> None:
+    alone = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}
+    assert rank_correlation({"a": 1.0, "b": 3.0, "c": 2.0, "d": 4.0}, alone)["tau"] == pytest.approx(4 / 6)
+    assert rank_correlation(dict.fromkeys(alone, 0.0), alone) == {"n": 4, "tau": None, "p": None}
+    assert rank_correlation({"a": 1.0, "b": 3.0}, alone) == {"n": 2, "tau": None, "p": None}
 
 
 def test_nothing_is_taken_over_from_another_cohort(config: RunConfig, tmp_path: Path) -> None:
@@ -148,6 +164,7 @@ def test_summary_keeps_strategies_apart() -> None:
             "params_m": 1.0,
             "search_s": [1.0, 2.0, 3.0],
             "search_peak_mb": 5.0,
+            "search_peak_gpu_mb": None,
         }
     )
     summary = summarise_contest(runs).set_index("strategy")
@@ -156,39 +173,68 @@ def test_summary_keeps_strategies_apart() -> None:
     assert summary.hypervolume["a"] == pytest.approx((0.5 * 2 + 0.7 * 1) / 4) and summary.hypervolume["b"] == 0
 
 
+class Broken(RandomWithSharedWeights):
+    """A baseline that cannot choose."""
+
+    def _choose(self) -> None:
+        raise SearchError("nothing pleases")
+
+
+BROKEN_PLUGIN = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from glioma_nas.registry import strategies
+from test_comparison import Broken
+strategies.register("broken")(Broken)
+"""
+
+
+@pytest.fixture
+def broken_strategy() -> Iterator[str]:
+    yield BROKEN_PLUGIN
+    registered._entries.pop("broken", None)
+
+
 @pytest.mark.slow
-def test_comparison_runs_from_the_command_line_and_continues(tmp_path: Path) -> None:
+def test_comparison_survives_a_failed_search_and_continues(tmp_path: Path, broken_strategy: str) -> None:
     write_phantom_cohort(tmp_path / "cohort", 8, 0)
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(SMALL))
+    (tmp_path / "broken.py").write_text(broken_strategy)
     command = [
-        "compare",
-        str(path),
-        "--strategies",
-        "random_with_shared_weights,nni.random",
-        "--seeds",
-        "1",
-        "--trials",
-        "2",
-        "--out",
-        str(tmp_path / "out"),
-        "--json",
+        *("compare", str(path), "--strategies", "broken,random_with_shared_weights,nni.random"),
+        *("--seeds", "1", "--trials", "2", "--rank-networks", "4", "--plugin", str(tmp_path / "broken.py")),
+        *("--out", str(tmp_path / "out"), "--json"),
     ]
     done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
+    assert isinstance(done.exception, SystemExit) and done.exit_code == 1, done.output
+    assert "failed: broken, seed 3: the search ended with status 1" in done.stderr and "nothing pleases" in done.stderr
     rows = json.loads(done.stdout)
     assert [row["strategy"] for row in rows] == ["random_with_shared_weights", "nni.random"]
     assert all(0 <= row["dice"] <= 1 and row["latency_ms"] > 0 and row["search_s"] > 0 for row in rows)
-    runs = pd.read_csv(tmp_path / "out" / "runs.csv")
+    out = tmp_path / "out"
+    runs = pd.read_csv(out / "runs.csv")
     assert (runs.steps == 4).all() and (runs.scoring_steps == 0).all() and (runs.search_peak_mb > 100).all()
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "nni.random" in page and "Kendall" not in page and "four are needed" in page
-    costs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("cost.json")}
-    assert len(costs) == 2
+    ranking = pd.read_csv(out / "ranking.csv")
+    assert ranking.strategy.tolist() == ["random_with_shared_weights"] and ranking.n.tolist() == [4]
+    facts = json.loads((out / "comparison.json").read_text())
+    assert [(row["strategy"], row["seed"]) for row in facts["failed"]] == [("broken", 3)]
+    page = (out / "report.html").read_text()
+    assert "Searches that failed, n = 1" in page and "nothing pleases" in page and "Kendall" in page
+    costs = {path: path.stat().st_mtime_ns for path in out.rglob("cost.json")}
+    scores = {path: path.stat().st_mtime_ns for path in out.rglob("scores.json")}
+    assert len(costs) == 2 and len(scores) == 4
     again = CliRunner().invoke(app, command)
-    assert again.exit_code == 0, again.output
-    assert {path: path.stat().st_mtime_ns for path in costs} == costs
-    assert pd.read_csv(tmp_path / "out" / "runs.csv").dice.tolist() == runs.dice.tolist()
+    assert again.exit_code == 1, again.output
+    assert {path: path.stat().st_mtime_ns for path in (*costs, *scores)} == {**costs, **scores}
+    assert pd.read_csv(out / "runs.csv").dice.tolist() == runs.dice.tolist()
+
+
+def test_too_few_networks_for_a_rank_correlation_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    done = CliRunner().invoke(app, ["compare", str(path), "--rank-networks", "3"])
+    assert isinstance(done.exception, ConfigError) and "give at least 4" in str(done.exception)
 
 
 @pytest.mark.slow

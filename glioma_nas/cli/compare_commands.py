@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -28,6 +29,10 @@ def compare(
     ] = "co_search,latency_darts,random_with_shared_weights,nni.darts,nni.random,nni.evolution",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="searches of each strategy")] = 3,
     trials: Annotated[int, typer.Option("--trials", min=1, help="trials that share a multi-trial budget")] = 8,
+    rank_networks: Annotated[
+        int,
+        typer.Option("--rank-networks", min=0, help="networks trained for the supernets' rank correlation"),
+    ] = 0,
     out: OutOption = None,
     override: SetOption = None,
     plugin: PluginOption = None,
@@ -35,22 +40,33 @@ def compare(
 ) -> None:
     """Compare strategies on one space, cohort, split and budget of steps: Dice, measured latency, cost, Pareto front.
 
-    Interrupted, it continues when run again. Writes comparison.csv, runs.csv and report.html.
+    Interrupted, it continues when run again. A search that fails does not end the others; it is named at the end, and
+    the exit status is 1. Writes comparison.csv, runs.csv and report.html.
     """
-    from glioma_nas.comparison.contest import PAGE_FILE, compare_strategies, plan
-    from glioma_nas.console import print_table
+    from glioma_nas.comparison.cells import plan
+    from glioma_nas.comparison.contest import PAGE_FILE, compare_strategies
+    from glioma_nas.comparison.ranking import FEWEST
+    from glioma_nas.console import print_table, say
+    from glioma_nas.errors import ConfigError
     from glioma_nas.missing_sequences import without_incomplete_sequences
 
+    if 0 < rank_networks < FEWEST:
+        raise ConfigError(f"--rank-networks is {rank_networks}; give at least {FEWEST}, or 0 for none")
     loaded = load_run_config(config, override, plugin)
     load_plugins(loaded.plugins)
     loaded = without_incomplete_sequences(loaded)
     folder = (out if out is not None else run_folder(config, None).with_name(f"compare-{config.stem}")).resolve()
     names = [name.strip() for name in strategies.split(",") if name.strip()]
-    cells = plan(loaded, names, n_seeds=seeds, trials=trials, out=folder)
+    cells = plan(loaded, names, n_seeds=seeds, trials=trials, out=folder, ranked=rank_networks)
     with shown_progress() as progress:
-        summary = compare_strategies(loaded, cells, folder, progress)
+        found = compare_strategies(loaded, cells, folder, progress)
+    summary = found.summary
     shown = ["strategy", "seeds", "dice", "dice_low", "dice_high", "latency_ms", "macs_g", "search_s", "hypervolume"]
     clean = summary[shown].round(4).astype(object).where(summary[shown].notna(), None)
     print_table("Comparison", shown, clean.to_numpy().tolist(), as_json=as_json)
     if not as_json:
         typer.echo(folder / PAGE_FILE)
+    for failure in found.failures:
+        say(f"failed: {failure.strategy}, seed {failure.seed}: {failure.reason}", stream=sys.stderr)
+    if found.failures:
+        raise typer.Exit(1)

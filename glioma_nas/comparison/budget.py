@@ -10,6 +10,9 @@ from glioma_nas.space_building import options_of
 OBJECTIVE = ("target_latency_ms", "target_exponents", "latency_limit_ms")
 """Options that say what is looked for: the same for all strategies that take them."""
 
+SCORING = ("finetune_steps", "recalibration_batches")
+"""Options that say how single networks are scored with inherited weights, likewise."""
+
 TRIALS = 8
 """Trials that the budget of a multi-trial strategy is cut into, unless the user says otherwise."""
 
@@ -35,18 +38,19 @@ def is_multi_trial(strategy: str) -> bool:
     return "trials" in options_of(registry.strategies.get(strategy))
 
 
-def with_budget(config: RunConfig, strategy: str, *, seed: int, trials: int = TRIALS) -> RunConfig:
+def with_budget(config: RunConfig, strategy: str, *, seed: int, trials: int = TRIALS, ranked: int = 0) -> RunConfig:
     """Return the configuration of one search of the comparison, at the budget of the given one.
 
     A one-shot strategy keeps the epochs; of a multi-trial one, every trial gets an equal share of them. Options of the
-    configuration's own strategy are kept for that strategy alone, except those of `OBJECTIVE`: networks that were
-    chosen by different targets cannot be compared.
+    configuration's own strategy are kept for that strategy alone, except those of `OBJECTIVE` and `SCORING`: networks
+    that were chosen by different targets, or after different treatments, cannot be compared.
 
     Args:
         config: The base configuration.
         strategy: Registered name.
         seed: Seed of the search and of the training that follows.
         trials: Trials of a multi-trial strategy.
+        ranked: Networks that a supernet scores for its rank correlation; 0 for none.
 
     Raises:
         ConfigError: The budget is too small for so many trials.
@@ -54,8 +58,10 @@ def with_budget(config: RunConfig, strategy: str, *, seed: int, trials: int = TR
     search = config.search
     epochs = search.pretrain_epochs + search.search_epochs
     taken = options_of(registry.strategies.get(strategy))
-    kept = search.strategy_options if strategy == search.strategy else taken.intersection(OBJECTIVE)
+    kept = search.strategy_options if strategy == search.strategy else taken.intersection((*OBJECTIVE, *SCORING))
     options = {name: value for name, value in search.strategy_options.items() if name in kept}
+    if ranked and "sampled_networks" in taken:
+        options["sampled_networks"] = ranked
     changed = {"strategy": strategy, "strategy_options": options, "tensorboard": False}
     if is_multi_trial(strategy):
         if epochs < trials:

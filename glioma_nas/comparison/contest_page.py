@@ -14,7 +14,6 @@ from glioma_nas.report.document import (
     Bullets,
     Figures,
     Headline,
-    Paragraph,
     Picture,
     Section,
     Table,
@@ -37,7 +36,7 @@ def render_contest(
     Args:
         runs: One row a search.
         summary: One row a strategy.
-        facts: ``environment``, ``patients``, ``training patients``, ``steps``, ``correlation``.
+        facts: ``environment``, ``patients``, ``training patients``, ``steps``, ``ranking``, ``failed``.
         front: Rows of ``runs`` on the Pareto front.
         config: The base configuration.
     """
@@ -54,7 +53,12 @@ def render_contest(
             ],
             disclaimer=DISCLAIMER,
             headlines=[_headline(row) for row in _rows(summary.nlargest(3, "dice"))],
-            sections=[_strategies(runs, summary, front), _runs(runs, front), _limits(runs, facts, config)],
+            sections=[
+                _strategies(runs, summary, front),
+                _runs(runs, facts, front),
+                _ranking(facts),
+                _limits(facts, config),
+            ],
         )
     )
 
@@ -89,6 +93,7 @@ def _strategies(runs: pd.DataFrame, summary: pd.DataFrame, front: Sequence[int])
                 number("scoring_steps", "Scoring steps"),
                 number("search_s", "Search, s"),
                 number("search_peak_mb", "Peak, MB"),
+                *([number("search_peak_gpu_mb", "GPU peak, MB")] if summary.search_peak_gpu_mb.notna().any() else []),
                 number("hypervolume", "Hypervolume", 3),
             ),
             _rows(summary),
@@ -129,7 +134,7 @@ def front_chart(runs: pd.DataFrame, front: Sequence[int]) -> Figure:
     return figure
 
 
-def _runs(runs: pd.DataFrame, front: Sequence[int]) -> Section:
+def _runs(runs: pd.DataFrame, facts: Mapping[str, Any], front: Sequence[int]) -> Section:
     section = Section("runs", "Every run")
     rows = [
         {**row, "front": "yes" if index in set(front) else ""}
@@ -146,12 +151,35 @@ def _runs(runs: pd.DataFrame, front: Sequence[int]) -> Section:
         text("front", "On the front"),
     )
     section.add(Table("runs", "One row a search.", columns, rows))
+    if facts["failed"]:
+        why = (text("strategy", "Strategy"), number("seed", "Seed"), text("reason", "Why"))
+        caption = f"Searches that failed, n = {len(facts['failed'])}; nothing else on this page counts them."
+        section.add(Table("failed", caption, why, facts["failed"]))
     return section
 
 
-def _limits(runs: pd.DataFrame, facts: Mapping[str, Any], config: RunConfig) -> Section:
+def _ranking(facts: Mapping[str, Any]) -> Section:
+    section = Section("ranking", "Do supernets rank networks rightly?")
+    if not facts["ranking"]:
+        section.add_missing("Rank correlation of inherited and own weights (--rank-networks N trains N networks)")
+        return section
+    columns = (
+        text("strategy", "Strategy"),
+        number("seed", "Seed"),
+        number("n", "Networks"),
+        number("tau", "Kendall's τ", 2),
+        number("p", "p", 3),
+    )
+    caption = (
+        "Networks drawn at random, the same for all: Dice with each supernet's weights on the patients that guide the "
+        "search, against Dice on the test patients when trained alone, once. No τ where all networks scored alike."
+    )
+    section.add(Table("ranking", caption, columns, facts["ranking"]))
+    return section
+
+
+def _limits(facts: Mapping[str, Any], config: RunConfig) -> Section:
     section = Section("limits", "How to read it")
-    tau = facts["correlation"]
     items = [
         f"Budget: {facts['steps']} optimiser steps of batch {config.search.batch_size} for every search. A step of a "
         "supernet passes several times, a step of a trial once; times and memory stand in the table. Scoring steps are "
@@ -162,17 +190,6 @@ def _limits(runs: pd.DataFrame, facts: Mapping[str, Any], config: RunConfig) -> 
         f"Engine: {facts['environment']}.",
     ]
     section.add(Bullets(tuple(items)))
-    if tau["tau"] is None:
-        section.add_missing(
-            f"Rank correlation of inherited and own weights: {tau['n']} scored searches, four are needed"
-        )
-    else:
-        section.add(
-            Paragraph(
-                f"Kendall's τ between what the supernet said of the chosen network and that network trained alone: "
-                f"{tau['tau']:.2f} (n = {tau['n']}, p = {tau['p']:.2f})."
-            )
-        )
     return section
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import shutil
 import time
@@ -27,7 +28,8 @@ def search_apart(config: RunConfig, inputs: Mapping[str, Path], folder: Path) ->
     Args:
         config: See `glioma_nas.comparison.budget.with_budget`.
         inputs: Finished folders of the preprocess and latency stages.
-        folder: Gets what the search stage writes, and ``cost.json``: ``wall_s`` and ``peak_mb`` of the process.
+        folder: Gets what the search stage writes, and ``cost.json``: ``wall_s``, without what was scored for the rank
+            correlation alone, ``peak_mb`` of the process and ``peak_gpu_mb`` of its tensors on a GPU (none on a CPU).
 
     Raises:
         ResourceError: The search failed; its last line says why, ``error.txt`` has the rest.
@@ -65,6 +67,7 @@ def _search(data: Mapping[str, Any], inputs: Mapping[str, str], folder: str) -> 
     from glioma_nas.registry import load_file
     from glioma_nas.stages.search import run
 
+    os.dup2(2, 1)  # NNI logs to standard output, where the command's table or JSON belongs
     try:
         config = parse_config(data, source="comparison", folder=Path())
         for plugin in config.plugins:
@@ -72,13 +75,26 @@ def _search(data: Mapping[str, Any], inputs: Mapping[str, str], folder: str) -> 
         started = time.monotonic()
         context = StageContext(config, Path(folder), {name: Path(path) for name, path in inputs.items()}, Silent())
         results = run(context)
+        wall_s = time.monotonic() - started - float(results.get("sampled_s", 0.0))
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         write_json(Path(folder) / "search.json", results)
         # Last: it says that the search is complete.
         write_json(
             Path(folder) / COST_FILE,
-            {"wall_s": round(time.monotonic() - started, 2), "peak_mb": round(peak_kb / 1024, 1)},
+            {
+                "wall_s": round(wall_s, 2),
+                "peak_mb": round(peak_kb / 1024, 1),
+                "peak_gpu_mb": _peak_gpu_mb(config.device),
+            },
         )
     except BaseException:
         (Path(folder) / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         raise
+
+
+def _peak_gpu_mb(device: str) -> float | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return round(torch.cuda.max_memory_allocated(torch.device(device)) / 2**20, 1)
