@@ -109,9 +109,16 @@ def _cohort_fingerprint(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _calibration_fingerprint(config: RunConfig) -> dict[str, Any] | None:
+def _search_fingerprint(config: RunConfig) -> dict[str, Any] | None:
+    """Return the content of the calibration, and how markers are predicted where networks are ranked by that too."""
+    found: dict[str, Any] = {}
     path = config.search.latency_calibration
-    return None if path is None else {"calibration": sha256_file(path) if path.is_file() else None}
+    if path is not None:
+        found["calibration"] = sha256_file(path) if path.is_file() else None
+    if config.search.marker_weight > 0:
+        used = {"markers", "epochs", "batch_size", "learning_rate", "slices_per_case", "image_size_px"}
+        found["classify"] = config.classify.model_dump(mode="json", include=used)
+    return found or None
 
 
 def _classify_fingerprint(config: RunConfig) -> dict[str, Any] | None:
@@ -153,7 +160,7 @@ STAGES: tuple[Stage, ...] = (
         ("preprocess", "latency"),
         ("search", "augmentation", "device"),
         "glioma_nas.stages.search",
-        _calibration_fingerprint,
+        _search_fingerprint,
     ),
     Stage(
         "train",

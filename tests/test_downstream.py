@@ -317,6 +317,10 @@ def test_trial_searches_and_is_ranked_with_the_key_switched_on(tmp_path: Path, m
     assert "6 classifiers trained" in results["strategy_notes"][-1]
     assert {"dice", "auc_idh"} <= set(results["student"]["candidates"][0])
 
+    longer = config.classify.model_copy(update={"epochs": 7})
+    assert Pipeline(config, tmp_path / "run", Silent()).done("search")
+    assert not Pipeline(config.model_copy(update={"classify": longer}), tmp_path / "run", Silent()).done("search")
+
     blind = config.model_copy(
         update={"search": config.search.model_copy(update={"strategy": "nni.darts", "strategy_options": {}})}
     )
