@@ -83,11 +83,11 @@ def jobs(seeds: int) -> list[Job]:
     return found
 
 
-def prepare(out: Path, n_patients: int, epochs: int) -> RunConfig:
+def prepare(out: Path, n_patients: int, epochs: int, cohort_seed: int) -> RunConfig:
     """Write the synthetic cohort and preprocess it; return the configuration."""
     with make_progress() as progress:
         sheet = write_synthetic_cohort(
-            out / "cohort", n_patients, 0, size_px=SIZE_PX, missing_t1ce_fraction=0.0, progress=progress
+            out / "cohort", n_patients, cohort_seed, size_px=SIZE_PX, missing_t1ce_fraction=0.0, progress=progress
         )
     config = parse_config(
         {
@@ -127,8 +127,10 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--cohort-seed", type=int, default=0, help="another one draws other patients")
+    parser.add_argument("--only", choices=("idh", "mgmt", "kinet"), help="one question alone")
     arguments = parser.parse_args()
-    config = prepare(arguments.out, arguments.patients, arguments.epochs)
+    config = prepare(arguments.out, arguments.patients, arguments.epochs, arguments.cohort_seed)
     cohort = PreparedCohort.load(arguments.out / "run" / "preprocess")
     # Finished folds are read back, so the folder must not be of other settings or slices.
     record = arguments.out / "jobs" / "settings.json"
@@ -147,7 +149,7 @@ def main() -> None:
     idh = {case.patient_id: str(case.labels["idh"]) for case in cohort.cases.values()}
     found: dict[tuple[str, int], pd.DataFrame] = {}
     rows = []
-    wanted = jobs(arguments.seeds)
+    wanted = [job for job in jobs(arguments.seeds) if arguments.only is None or job.name.startswith(arguments.only)]
     with make_progress() as progress, progress.task("cross-validations", len(wanted)) as task:
         for job in wanted:
             started = time.process_time()
@@ -161,6 +163,11 @@ def main() -> None:
     write_text(arguments.out / "evidence.csv", pd.DataFrame(rows).to_csv(index=False))
     for row in rows:
         print(line(row))
+    for name in sorted({job.name for job in wanted if job.classifier == "idh"}):
+        patients = mean_over_seeds(found, name, arguments.seeds)
+        print(line(figures(Job(f"{name}, seeds averaged", "", "", {}, -1), patients, idh)))
+    if ("idh_MIX", 0) not in found:
+        return
     gaps = []
     for seed in range(arguments.seeds):
         mix, image = found["idh_MIX", seed], found["idh_IMG", seed]
@@ -168,13 +175,8 @@ def main() -> None:
         gaps.append(gap.difference)
         print(f"MIX minus IMG, seed {seed}: {gap.difference:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})")
     print(f"mean over {len(gaps)} seeds {np.mean(gaps):+.3f}; MIX is better in {sum(gap > 0 for gap in gaps)}")
-    together = {name: mean_over_seeds(found, name, arguments.seeds) for name in ("idh_MIX", "idh_IMG", "mgmt_MIX")}
-    for name, patients in together.items():
-        own = figures(Job(f"{name}, seeds averaged", "", "", {}, -1), patients, idh)
-        print(line(own))
-    gap = paired_delong(
-        together["idh_MIX"]["label"], together["idh_MIX"]["probability"], together["idh_IMG"]["probability"]
-    )
+    mix, image = (mean_over_seeds(found, name, arguments.seeds) for name in ("idh_MIX", "idh_IMG"))
+    gap = paired_delong(mix["label"], mix["probability"], image["probability"])
     print(f"MIX minus IMG, seeds averaged: {gap.difference:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})")
 
 
