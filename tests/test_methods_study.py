@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from glioma_nas.cli import app
 from glioma_nas.cli.segmentation_study_commands import further_student
 from glioma_nas.config import parse_config
 from glioma_nas.errors import ConfigError, GliomaNasError
+from glioma_nas.latency_records import Environment
 from glioma_nas.pipeline import Pipeline
 from glioma_nas.progress import Silent
+from glioma_nas.segmentation_studies.methods_page import render_methods
 from glioma_nas.segmentation_studies.methods_study import MethodsPlan, study_methods, with_published
 from glioma_nas.segmentation_studies.paired_scores import networks_table, paired_p_value, per_patient
 from glioma_nas.testing.phantoms import write_phantom_cohort
@@ -104,6 +108,27 @@ def test_speed_and_front_are_told_of_every_network() -> None:
     assert found.front.tolist() == [True, True, False]
 
 
+def test_page_leaves_the_references_own_comparison_empty(tmp_path: Path) -> None:
+    medians = {"student": 2.0, "teacher": 4.0, "icnet": 50.0}
+    conditions = Environment("a processor", 1, "onnxruntime", "1", "float32", "2", "Linux")
+    timed = {
+        **latency(**medians),
+        "environment": dataclasses.asdict(conditions),
+        "input_shape": [1, 2, 32, 32],
+        "parity": {name: {"mask_dice": 1.0} for name in medians},
+    }
+    for row in timed["networks"].values():
+        row["n"] = 3
+    config = parse_config(CONFIG, source="test", folder=tmp_path)
+    rows = table([timed], slowest="icnet").reset_index()
+    page, picture = render_methods(rows, [timed], config, folds=[0], n_seeds=1)
+    first = page[page.index("<table") : page.index("</table>")]
+    student = re.search(r"<tr>\s*<t[dh][^>]*>student.*?</tr>", first, re.DOTALL)
+    assert student is not None and "0.6" in student[0] and "not measured" not in student[0]
+    assert "SD over seeds" not in first and "× UNet" in page and "counted from 0; used: 0" in page
+    assert picture.startswith(b"\x89PNG")
+
+
 def test_equal_networks_do_not_differ() -> None:
     same = np.array([0.5, 0.6])
     assert paired_p_value(same, same.copy()) == 1.0
@@ -143,21 +168,37 @@ def test_student_without_a_name_or_a_change_is_refused(text: str) -> None:
         further_student(text)
 
 
-@pytest.mark.slow
-def test_study_runs_from_the_command_line_and_again_from_what_is_there(tmp_path: Path) -> None:
-    write_phantom_cohort(tmp_path / "cohort", 6, 0)
-    data = {**CONFIG, "classify": {}, "train": {"epochs": 1, "steps_per_epoch": 2, "batch_size": 4}}
-    data["train"]["baseline_options"] = {
-        "icnet": {"width": 2, "blocks": [1, 1, 1, 1]},
-        "monai_unet": {"channels": [2, 4]},
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The smallest study; its operators are timed once for all tests."""
+    folder = tmp_path_factory.mktemp("study")
+    sheet = write_phantom_cohort(folder / "cohort", 6, 0)
+    return {
+        **CONFIG,
+        "cohort": {**CONFIG["cohort"], "sheet": str(sheet)},
+        "latency": {**CONFIG["latency"], "shared_table": str(folder / "table.json")},
+        "train": {
+            "epochs": 1,
+            "steps_per_epoch": 2,
+            "batch_size": 4,
+            "baseline_options": {
+                "icnet": {"width": 2, "blocks": [1, 1, 1, 1]},
+                "monai_unet": {"channels": [2, 4]},
+            },
+        },
+        "classify": {},
     }
+
+
+@pytest.mark.slow
+def test_study_runs_from_the_command_line_and_again_from_what_is_there(tmp_path: Path, study: dict[str, Any]) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(data))
+    path.write_text(yaml.safe_dump(study))
     out = tmp_path / "out"
-    study = ["study", "table-4-5", str(path), "--threads", "1", "--folds", "0", "--json", "--methods"]
+    command = ["study", "table-4-5", str(path), "--threads", "1", "--folds", "0", "--json", "--methods"]
 
     def rows(*arguments: str) -> dict[str, dict[str, Any]]:
-        done = CliRunner().invoke(app, [*study, *arguments])
+        done = CliRunner().invoke(app, [*command, *arguments])
         assert done.exit_code == 0, done.output
         return {row["network"]: row for row in json.loads(done.stdout)}
 
@@ -188,15 +229,10 @@ def test_study_runs_from_the_command_line_and_again_from_what_is_there(tmp_path:
 
 
 @pytest.mark.slow
-def test_search_of_a_finished_run_is_taken_over(tmp_path: Path) -> None:
-    write_phantom_cohort(tmp_path / "cohort", 6, 0)
-    train = {
-        "epochs": 1,
-        "steps_per_epoch": 2,
-        "batch_size": 4,
-        "baseline_options": {"monai_unet": {"channels": [2, 4]}},
-    }
-    config = parse_config({**CONFIG, "classify": {}, "train": train}, source="test", folder=tmp_path)
+def test_search_of_a_finished_run_is_taken_over(tmp_path: Path, study: dict[str, Any]) -> None:
+    options = {"monai_unet": study["train"]["baseline_options"]["monai_unet"]}
+    data = {**study, "train": {**study["train"], "baseline_options": options}}
+    config = parse_config(data, source="test", folder=tmp_path)
     run = tmp_path / "run"
     Pipeline(config, run, Silent()).run(("preprocess", "latency", "search"))
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from glioma_nas.report.figures import GREY, INK, LINE_STYLES, MUTED, SERIES, Drawing, Figure, chart
 from glioma_nas.report.intervals import PatientEstimate
@@ -166,7 +166,11 @@ def dice_chart(
 
 
 def tradeoff_chart(
-    points: Sequence[NetworkPoint], colours: Mapping[str, str], *, front: Sequence[str] = (), height_in: float = 3.0
+    points: Sequence[NetworkPoint],
+    colours: Mapping[str, str],
+    *,
+    front: Sequence[str] = (),
+    size_in: tuple[float, float] = (4.6, 3.0),
 ) -> Figure:
     """Draw mean Dice with its interval against the median latency, one point for each network.
 
@@ -175,27 +179,33 @@ def tradeoff_chart(
         colours: Network → colour.
         front: Names of those that no other beats, joined by a line; with them the axis is logarithmic where latencies
             lie far apart.
-        height_in: Height of the picture.
+        size_in: Width and height of the picture.
     """
     alt = "; ".join(f"{point.network}: Dice {point.dice.value:.3f} at {point.latency_ms:.1f} ms" for point in points)
-    with chart("accuracy_latency", alt, height_in=height_in) as drawing:
+    with chart("accuracy_latency", alt, width_in=size_in[0], height_in=size_in[1]) as drawing:
         axes = drawing.axes
         latencies = [point.latency_ms for point in points]
         if front and max(latencies) > _FAR_APART * min(latencies):
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
         best = sorted((point.latency_ms, point.dice.value) for point in points if point.network in front)
         if best:
             axes.step(*zip(*best, strict=True), where="post", color=GREY, lw=1.0, zorder=1)
-        for point in points:
+        for position, point in enumerate(sorted(points, key=lambda point: point.latency_ms)):
             estimate, colour = point.dice, colours.get(point.network, GREY)
             error = None
             if estimate.low is not None and estimate.high is not None:
                 error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
             axes.errorbar(point.latency_ms, estimate.value, yerr=error, fmt="o", ms=6, color=colour, capsize=3, lw=1.2)
             axes.annotate(
-                point.network, (point.latency_ms, estimate.value), (7, 5), textcoords="offset points", color=colour
+                point.network,
+                (point.latency_ms, estimate.value),
+                # Neighbours' names on different sides of their points, where there are many of them.
+                (7, -12 if front and position % 2 else 5),
+                textcoords="offset points",
+                color=colour,
             )
         axes.margins(x=0.22, y=0.12)
         if axes.get_xscale() == "linear":

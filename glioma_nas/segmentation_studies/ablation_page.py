@@ -11,11 +11,11 @@ from glioma_nas.config import RunConfig
 from glioma_nas.report.document import Figures, Paragraph, Picture, Section, Table, number, text
 from glioma_nas.segmentation_studies.methods_page import (
     DICE_CAPTION,
-    DICE_COLUMNS,
-    SPEED_COLUMNS,
+    dice_columns,
     front_figure,
     limits,
     rows_of,
+    speed_columns,
     study_page,
 )
 
@@ -37,11 +37,11 @@ def render_ablation(
             " Rows without an arrow are trained on the labels alone. T → T pruned: the teacher with every "
             "width the narrowest."
         ),
-        Table("table-4-6-dice", DICE_CAPTION.format(reference="T → S"), DICE_COLUMNS, rows),
+        Table("table-4-6-dice", DICE_CAPTION.format(reference="T → S"), dice_columns(n_seeds), rows),
         Table(
             "table-4-6-speed",
             "Batch 1, all networks in turns in one run: medians, and medians of the ratios round by round.",
-            tuple(column for column in SPEED_COLUMNS if column.heading != "× UNet's speed"),
+            speed_columns(rows),
             rows,
         ),
         Table(

@@ -29,28 +29,44 @@ from glioma_nas.report.intervals import PatientEstimate
 from glioma_nas.report.page import Page, render
 from glioma_nas.report.provenance_section import DISCLAIMER
 
-DICE_COLUMNS = (
-    text("network", "Network"),
-    number("n_patients", "n"),
-    number("dice", "Dice", 3),
-    interval("dice_low", "dice_high", 3),
-    number("dice_seeds_sd", "SD over seeds", 3),
-    number("difference", "Difference", 3),
-    interval("difference_low", "difference_high", 3),
-    number("p_holm", "p", 4),
-    number("hd95_mm", "HD95, mm", 1),
-)
-SPEED_COLUMNS = (
-    text("network", "Network"),
-    number("latency_ms", "Latency, ms", 2),
-    number("latency_p95_ms", "p95, ms", 2),
-    number("speed_hz", "Speed, Hz", 1),
-    number("times_reference", "× student's time", 2),
-    number("speedup", "× UNet's speed", 2),
-    number("macs_g", "GMAC", 3),
-    number("params_m", "Parameters, M", 3),
-    Column("On the front", lambda row: "yes" if row["front"] else "no"),
-)
+
+def _compared(column: Column) -> Column:
+    """Return a column that compares with the reference, whose own cell stays empty."""
+    return Column(
+        column.heading, lambda row: "" if row["difference"] is None else column.show(row), numeric=column.numeric
+    )
+
+
+def dice_columns(n_seeds: int) -> tuple[Column, ...]:
+    """Return the columns of accuracy; one seed has no spread."""
+    return (
+        text("network", "Network"),
+        number("n_patients", "n"),
+        number("dice", "Dice", 3),
+        interval("dice_low", "dice_high", 3),
+        *([number("dice_seeds_sd", "SD over seeds", 3)] if n_seeds > 1 else []),
+        _compared(number("difference", "Difference", 3)),
+        _compared(interval("difference_low", "difference_high", 3)),
+        _compared(number("p_holm", "p", 4)),
+        number("hd95_mm", "HD95, mm", 1),
+    )
+
+
+def speed_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """Return the columns of speed and size."""
+    return (
+        text("network", "Network"),
+        number("latency_ms", "Latency, ms", 2),
+        number("latency_p95_ms", "p95, ms", 2),
+        number("speed_hz", "Speed, Hz", 1),
+        number("times_reference", "× student's time", 2),
+        *([number("speedup", "× UNet's speed", 2)] if "speedup" in rows[0] else []),
+        number("macs_g", "GMAC", 3),
+        number("params_m", "Parameters, M", 3),
+        Column("On the front", lambda row: "yes" if row["front"] else "no"),
+    )
+
+
 DICE_CAPTION = (
     "Out-of-fold: a patient is scored by networks that never saw the patient; all with the same folds and budget. "
     "Dice: mean over patients on each scan's own grid, seeds averaged first, with a bootstrap interval over patients. "
@@ -79,12 +95,12 @@ def render_methods(
     rows = rows_of(table)
     section = Section("methods", "Methods")
     section.add(
-        Table("table-4-5-dice", DICE_CAPTION.format(reference="student"), DICE_COLUMNS, rows),
+        Table("table-4-5-dice", DICE_CAPTION.format(reference="student"), dice_columns(n_seeds), rows),
         Table(
             "table-4-5-speed",
             "Batch 1, all networks in turns in one run: medians, and medians of the ratios round by round. On the "
             "front: no other network is at least as accurate and as fast, and better in one of both.",
-            SPEED_COLUMNS,
+            speed_columns(rows),
             rows,
         ),
         Table(
@@ -121,7 +137,7 @@ def front_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for row in rows
     ]
     front = [row["network"] for row in rows if row["front"]]
-    return tradeoff_chart(points, colour_of([point.network for point in points]), front=front, height_in=3.6)
+    return tradeoff_chart(points, colour_of([point.network for point in points]), front=front, size_in=(7.4, 4.2))
 
 
 def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -146,7 +162,7 @@ def limits(latencies: Sequence[Mapping[str, Any]], config: RunConfig, folds: Seq
                 f"Budget of every network: {steps} ({plural(train.epochs, 'epoch')}) of {train.batch_size} slices, "
                 f"{train.precision}, {plural(n_seeds, 'seed')}. Students are distilled from the teacher, which the "
                 "other networks do without; the search itself is beside the budget.",
-                f"Folds used: {', '.join(map(str, folds))} of {config.folds.n_folds}, by patient.",
+                f"{config.folds.n_folds} folds by patient, counted from 0; used: {', '.join(map(str, folds))}.",
                 f"{searched}, so its test patients are untouched by the search."
                 if list(folds) == [0]
                 else f"{searched}: test patients of the other folds were among them, for the searched networks alone.",
