@@ -25,7 +25,7 @@ def compile_for_training(network: nn.Module, backend: str = "inductor") -> list[
 
     Args:
         network: The network.
-        backend: What torch.compile compiles with; ``aot_eager`` compiles nothing and takes everything else on.
+        backend: What torch.compile compiles with; ``eager`` captures the network and runs it as it was.
 
     Returns:
         The modules that are compiled from now on.
