@@ -131,7 +131,8 @@ class Nni:
         return requests.get(f"http://127.0.0.1:{port}/api/v1/nni{path}", timeout=120).json()
 
     def trials(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        return list(self.get(record["port"], "/trial-jobs"))
+        found = self.get(record["port"], "/trial-jobs")
+        return found if isinstance(found, list) else []  # an error while the manager has no experiment yet
 
     def wait(self, record: dict[str, Any], state: str = "DONE", timeout_s: float = 120) -> None:
         def reached() -> bool:

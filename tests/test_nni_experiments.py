@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -339,6 +340,21 @@ def test_missing_experiment_and_configuration_are_one_line(tmp_path: Path, monke
         manager.find("abc")
     with pytest.raises(ConfigError, match="no such file; write one with"):
         manager.load_nni_config(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")
+def test_manager_that_nobody_reaps_counts_as_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nni.tools.nnictl.config_utils import Experiments
+
+    monkeypatch.setattr(Experiments.__init__, "__defaults__", (str(tmp_path / "nni-experiments"),))
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "ab3de6fh"])
+    Experiments().add_experiment("ab3de6fh", 8080, 0, "local", "light", pid=process.pid, logDir=str(tmp_path))
+    monkeypatch.setattr(manager, "STOP_TIMEOUT_S", 20.0)
+    assert manager.is_alive(manager.find("ab3de6fh"))
+    manager.stop("ab3de6fh")
+    record = manager.find("ab3de6fh")
+    assert record["status"] == "STOPPED" and not manager.is_alive(record)
+    assert process.wait() == -signal.SIGTERM
 
 
 # The channel

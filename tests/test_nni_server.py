@@ -21,7 +21,7 @@ import pytest
 import requests
 
 from glioma_nas.errors import ExperimentError
-from glioma_nas.nni_experiments.manager import RunningExperiment
+from glioma_nas.nni_experiments.manager import RunningExperiment, is_alive
 from glioma_nas.nni_experiments.overview import summary
 from tests.nni_runs import Nni, light_trials, nni_in, until, unused_port, wait_for_waiting_trial, write_light_experiment
 
@@ -80,7 +80,7 @@ def test_trials_end_as_they_should_and_two_experiments_share_a_machine(nni: Nni,
     assert rows[first["id"]]["state"] == "DONE"
     assert (rows[first["id"]]["succeeded"], rows[first["id"]]["failed"], rows[first["id"]]["best"]) == (2, 2, 0.5)
     nni.call("nni", "stop", first["id"])
-    assert not psutil.pid_exists(first["pid"])
+    assert not is_alive(first)
     assert status_of(nni)[first["id"]]["state"] == "STOPPED"
     assert status_of(nni)[second["id"]]["state"] == "DONE"
 
@@ -182,10 +182,14 @@ def test_stopped_experiment_tells_whoever_waits_for_it(nni: Nni, tmp_path: Path)
     folder = write_light_experiment(tmp_path / "stopped", ["fine", "waits"])
     with ThreadPoolExecutor() as beside:
         waiting = beside.submit(nni.call, "nni", "create", folder, check=False)
-        record = until(lambda: nni.records()[-1:], 60, "the experiment is listed")[0]
-        wait_for_waiting_trial(nni, record)
-        nni.call("nni", "stop", folder)
-        done = waiting.result(timeout=120)
+        try:
+            record = until(lambda: nni.records()[-1:], 60, "the experiment is listed")[0]
+            wait_for_waiting_trial(nni, record)
+            nni.call("nni", "stop", folder)
+            done = waiting.result()
+        except BaseException:
+            nni.end()  # otherwise the one who waits would go on waiting
+            raise
     assert done.returncode == 2
     assert f"experiment {record['id']} was stopped before its end" in done.stderr
     assert light_trials(nni.home) == []

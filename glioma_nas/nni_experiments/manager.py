@@ -147,14 +147,22 @@ def stop(experiment_id: str) -> None:
     if is_alive(record):
         manager = psutil.Process(int(record["pid"]))
         manager.terminate()
-        try:
-            manager.wait(timeout=STOP_TIMEOUT_S)
-        except psutil.TimeoutExpired:
+        if not _ends(record):
             _logger.warning("experiment %s does not stop by itself and is killed", experiment_id)
             manager.kill()
-            manager.wait(timeout=STOP_TIMEOUT_S)
+            _ends(record)
     end_leftovers(experiment_id)
     _mark_stopped(experiment_id)
+
+
+def _ends(record: dict[str, Any]) -> bool:
+    """Wait for a manager to end; one that nobody reaps, as in a container without an init process, has ended too."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while is_alive(record):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def records() -> list[dict[str, Any]]:
