@@ -119,7 +119,17 @@ class Nni:
     def records(self) -> list[dict[str, Any]]:
         """Return NNI's list of experiments, oldest first."""
         path = self.home / "nni-experiments" / ".experiment"
-        records = json.loads(path.read_text()) if path.is_file() else {}
+        records: dict[str, Any] = {}
+
+        def read() -> bool:
+            try:
+                records.update(json.loads(path.read_text()))
+            except json.JSONDecodeError:  # NNI is writing it
+                return False
+            return True
+
+        if path.is_file():
+            until(read, 10, "NNI's list of experiments")
         return sorted(records.values(), key=lambda item: int(item["startTime"]))
 
     def newest(self) -> dict[str, Any]:
