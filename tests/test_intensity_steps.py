@@ -162,6 +162,17 @@ def test_nyul_without_landmarks_is_refused_before_the_first_case(tmp_path: Path)
         preprocess_steps.get("nyul")().check()
 
 
+def test_resampled_brain_neither_grows_nor_darkens_at_its_rim() -> None:
+    places = np.indices((60, 60, 20)).reshape(3, -1).T * [1.6, 1.6, 5.0]
+    brain = (np.linalg.norm(places - [47, 47, 48], axis=1) < 38).reshape(60, 60, 20)
+    image = (700 * brain).astype(np.float32)
+    case = CaseVolumes({"t1": image}, None, np.diag([1.6, 1.6, 5.0, 1.0]))
+    found, _ = preprocess_steps.get("resample")().apply(case, PreprocessConfig())
+    np.testing.assert_allclose(np.unique(found.images["t1"]), [0, 700], rtol=1e-5)
+    volume = brain.sum() * 1.6 * 1.6
+    assert (found.images["t1"] != 0).sum() == pytest.approx(volume, rel=0.01)
+
+
 @pytest.mark.parametrize(("slice_mm", "shape"), [(None, (40, 80, 10)), (2.0, (40, 80, 20))])
 def test_resample_reaches_the_voxel_size_and_returns(slice_mm: float | None, shape: tuple[int, int, int]) -> None:
     x = np.linspace(-1, 1, 20)[:, None, None] * np.ones((20, 40, 10))
