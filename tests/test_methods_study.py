@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from glioma_nas.cli import app
 from glioma_nas.cli.segmentation_study_commands import further_student
 from glioma_nas.config import parse_config
-from glioma_nas.errors import ConfigError, GliomaNasError
+from glioma_nas.errors import ConfigError, GliomaNasError, ImageError
 from glioma_nas.latency_records import Environment
 from glioma_nas.pipeline import Pipeline
 from glioma_nas.progress import Silent
@@ -152,6 +152,15 @@ def test_plan_that_cannot_be_is_refused_before_anything_runs(
     config = parse_config(CONFIG, source="test", folder=tmp_path)
     with pytest.raises(GliomaNasError, match=message):
         study_methods(config, tmp_path, MethodsPlan(**plan), progress=Silent())
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_a_network_cannot_take_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    data = {**CONFIG, "preprocess": {**CONFIG["preprocess"], "image_size_px": 48}}
+    data["train"] = {"baseline_options": {"icnet": {"width": 2, "blocks": [1, 1, 1, 1]}}}
+    config = parse_config(data, source="test", folder=tmp_path)
+    with pytest.raises(ImageError, match="48×48 pixels: this network needs sides divisible by 32"):
+        study_methods(config, tmp_path, MethodsPlan(["icnet"]), progress=Silent())
     assert not list(tmp_path.iterdir())
 
 
