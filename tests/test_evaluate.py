@@ -17,9 +17,17 @@ from glioma_nas.calibration import calibration_intercept, calibration_slope
 from glioma_nas.cli import app
 from glioma_nas.errors import ConfigError, LeakageError
 from glioma_nas.external_validation.drift import standardised_difference
-from glioma_nas.external_validation.validation import Part, fit_recalibration, recalibrate, validate_run
+from glioma_nas.external_validation.validation import (
+    Part,
+    _count_empty,
+    fit_recalibration,
+    recalibrate,
+    validate_run,
+)
 from glioma_nas.files import read_json
+from glioma_nas.new_patients.case_inputs import FoundCases, find_cases
 from glioma_nas.new_patients.frozen_run import FrozenRun
+from glioma_nas.privacy.pseudonyms import Pseudonyms
 from glioma_nas.progress import Silent
 from glioma_nas.roc_analysis import auc
 from glioma_nas.testing.phantoms import write_phantom_cohort
@@ -105,6 +113,56 @@ def test_patient_ids_of_the_run_are_pointed_out(run: FrozenRun, validated: Path)
     own = {case.patient_id for case in run.cohort.cases.values()}
     assert set(read_json(validated / "validation.json")["same_patient_ids"]) == own
     assert "8 patient ids stand in the run too" in (validated / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_calls_and_reliability_stand_beside_the_figures(validated: Path) -> None:
+    marker = read_json(validated / "validation.json")["markers"]["ki67"]
+    table = pd.read_csv(validated / "cases.csv")[6:]
+    assert marker["abstention"]["n_cases"] == 6
+    assert marker["abstention"]["n_called"] == (table.ki67_call != "none").sum() >= marker["abstention"]["n_right"]
+    for bins in (marker["reliability"], marker["recalibration"]["reliability"]):
+        assert sum(one["n"] for one in bins) == 6
+    page = (validated / "report.html").read_text()
+    assert "Re-calibrated on site=A." in page and page.count("data:image/svg+xml") >= 2
+
+
+def test_empty_outlines_are_counted_where_no_distance_exists() -> None:
+    table = pd.DataFrame(
+        {"dice": [0.8, 0.0, 1.0, None], "volume_predicted_ml": [9.0, 0, 0, 0], "volume_true_ml": [8.0, 5, 0, None]}
+    )
+    assert _count_empty(table) == {"n_scored": 3, "n_predicted_empty": 2, "n_expert_empty": 1}
+
+
+@pytest.mark.slow
+def test_one_scan_under_two_patient_ids_counts_once(run: FrozenRun, elsewhere: Path, tmp_path: Path) -> None:
+    shutil.copytree(elsewhere.parent, tmp_path / "cohort")
+    sheet = pd.read_csv(tmp_path / "cohort" / "cohort.csv", dtype=str).iloc[:3]
+    twin = sheet.iloc[[0]].assign(case_id="Z", patient_id="Z")
+    again = sheet.iloc[[1]].assign(case_id="Y")
+    pd.concat([sheet, twin, again]).to_csv(tmp_path / "cohort" / "cohort.csv", index=False)
+    results = validate_run(tmp_path / "cohort", run, tmp_path / "out", recalibrate_on=None, progress=Silent())
+    assert list(results["left_out"]) == ["Z"] and "must not count twice" in results["left_out"]["Z"]
+    assert (results["n_patients"], results["n_cases"]) == (3, 4)
+
+
+@pytest.mark.slow
+def test_hashed_ids_are_compared_where_the_salt_is_at_hand(run: FrozenRun, elsewhere: Path, tmp_path: Path) -> None:
+    def found(salt: Path) -> FoundCases:
+        cohort = run.config.cohort.model_copy(update={"hash_ids": True, "salt_file": salt})
+        hidden = FrozenRun(run.folder, run.config.model_copy(update={"cohort": cohort}), "teacher")
+        return find_cases(elsewhere, hidden, tmp_path / "out", Silent())
+
+    salt = tmp_path / "project.salt"
+    salt.write_text("ab" * 32)
+    known = found(salt)
+    assert known.comparable
+    assert {case.patient_id for case in known.cases} == {
+        Pseudonyms(bytes.fromhex("ab" * 32)).patient(f"P{number:03d}") for number in range(1, 13)
+    }
+    other = found(tmp_path / "absent.salt")
+    assert not other.comparable and not (tmp_path / "absent.salt").exists()
+    assert not {case.patient_id for case in known.cases} & {case.patient_id for case in other.cases}
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_patients_in_folders_of_one_name_are_not_taken_for_each_other(run: Froze
             scan = folder / f"{name}.nii"
             scan.write_bytes(owner.encode())
             os.utime(scan, ns=(0, 0))
-        ((case,), _) = find_cases(folder, run, tmp_path / "out", Silent())
+        (case,) = find_cases(folder, run, tmp_path / "out", Silent()).cases
         keys.add(prediction_key(case, run))
     assert len(keys) == 2
 
@@ -165,7 +165,7 @@ def test_earlier_outline_does_not_outlive_a_case_that_fails(run: FrozenRun, pati
 
 def test_scan_that_vanishes_stops_its_own_case_alone(run: FrozenRun, tmp_path: Path) -> None:
     sheet = write_phantom_cohort(tmp_path / "strangers", 2, 99)
-    cases, _ = find_cases(sheet, run, tmp_path / "out", Silent())
+    cases = find_cases(sheet, run, tmp_path / "out", Silent()).cases
     (tmp_path / "strangers" / cases[0].case_id / "flair.nii.gz").unlink()
     outcome = _serve(cases[0], run, tmp_path / "out" / cases[0].case_id, force=False)
     assert outcome.state == "failed" and "flair" in outcome.problem
@@ -218,7 +218,7 @@ def test_scan_the_run_cannot_serve_is_refused_before_anything_is_computed(
 
 
 def test_other_slice_distance_is_served_when_allowed_and_said(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
-    ((case,), _) = find_cases(patient, run, tmp_path / "out", Silent())
+    (case,) = find_cases(patient, run, tmp_path / "out", Silent()).cases
     for path in case.images.values():
         scan = nib.load(path)
         nib.save(nib.Nifti1Image(scan.get_fdata(dtype=np.float32), scan.affine @ np.diag([1, 1, 0.2, 1])), path)
@@ -230,7 +230,7 @@ def test_other_slice_distance_is_served_when_allowed_and_said(run: FrozenRun, pa
 
 def test_sidecar_of_another_modality_is_refused(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
     (patient / "scan_flair.json").write_text('{"Modality": "CT"}')
-    ((case,), _) = find_cases(patient, run, tmp_path / "out", Silent())
+    (case,) = find_cases(patient, run, tmp_path / "out", Silent()).cases
     with pytest.raises(CohortError, match=r"scan_flair\.nii\.gz as flair: its sidecar says modality CT"):
         require_servable(case, run)
 

@@ -31,6 +31,10 @@ def predict(
     any_spacing: Annotated[
         bool, typer.Option("--any-spacing", help="serve slices far thinner or thicker than the run's too")
     ] = False,
+    dicom_seg: Annotated[
+        bool,
+        typer.Option("--dicom-seg", help="of DICOM: write mask.dcm too; it names the patient as its series does"),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Outline the tumour of new patients and predict their markers; one bad case does not stop the rest.
@@ -50,7 +54,14 @@ def predict(
     opened = FrozenRun.open(run, network=network)
     with shown_progress() as progress:
         served = predict_all(
-            source, opened, folder, patient=patient, force=force, progress=progress, any_spacing=any_spacing
+            source,
+            opened,
+            folder,
+            patient=patient,
+            force=force,
+            progress=progress,
+            any_spacing=any_spacing,
+            dicom_seg=dicom_seg,
         )
     rows = [[item.case_id, item.state, *item.cells()] for item in served.outcomes]
     markers = list(opened.markers)

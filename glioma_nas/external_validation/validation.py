@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from glioma_nas.binary_statistics import binary_report
-from glioma_nas.calibration import log_odds, sigmoid
+from glioma_nas.calibration import log_odds, reliability, sigmoid
 from glioma_nas.case_preparation import is_prepared, prepare_case
 from glioma_nas.cohort import Case
 from glioma_nas.errors import CohortError, ConfigError, GliomaNasError, LabelError, LeakageError
@@ -21,6 +21,7 @@ from glioma_nas.external_validation.drift import drift_rows
 from glioma_nas.external_validation.validation_page import render_validation
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.markers import encode_labels
+from glioma_nas.new_patients.batch import LIBRARY_ERRORS, unexpected
 from glioma_nas.new_patients.case_inputs import find_cases
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.input_checks import require_servable
@@ -28,7 +29,7 @@ from glioma_nas.new_patients.marker_prediction import predict_marker
 from glioma_nas.new_patients.prediction import ensemble_probabilities, known_case, prediction_key
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.progress import Progress
-from glioma_nas.report.intervals import estimate, mean
+from glioma_nas.report.intervals import estimate, mean, median
 from glioma_nas.seeding import numpy_generator
 from glioma_nas.segmentation_inference import THRESHOLD
 from glioma_nas.segmentation_scores import native_outline, native_scores
@@ -90,21 +91,29 @@ def validate_run(
         LeakageError: A case is one of the run's own.
         ConfigError: Nobody belongs to ``recalibrate_on``.
     """
-    cases, unreadable = find_cases(source, run, out, progress)
+    found = find_cases(source, run, out, progress)
+    cases, unreadable = found.cases, found.problems
     if recalibrate_on is not None and not any(recalibrate_on.holds(case) for case in cases):
         raise ConfigError(
             f"--recalibrate-on {recalibrate_on.column}={recalibrate_on.value}: no case of {source} has that value"
         )
-    rows, failed = [], {}
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    owners: dict[str, Case] = {}
     with progress.task("evaluate", len(cases)) as task:
         for case in cases:
             try:
-                rows.append(_row(case, run, out / PREPARED_FOLDER / case.case_id))
+                row = _row(case, run, out / PREPARED_FOLDER / case.case_id)
+                _require_new_person(case, PreparedCase.load(out / PREPARED_FOLDER / case.case_id), owners)
+                rows.append(row)
             except LeakageError:
                 raise
-            except GliomaNasError as err:
+            except (GliomaNasError, OSError) as err:
                 failed[case.case_id] = str(err)
-                progress.note(f"evaluate: case {case.case_id} is left out: {err}")
+            except LIBRARY_ERRORS as err:
+                failed[case.case_id] = unexpected(case.case_id, err)
+            if case.case_id in failed:
+                progress.note(f"evaluate: case {case.case_id} is left out: {failed[case.case_id]}")
             task.advance()
     if not rows:
         raise CohortError(
@@ -123,9 +132,11 @@ def validate_run(
         "n_patients": int(table.patient_id.nunique()),
         "not_read": list(unreadable),
         "left_out": failed,
-        "same_patient_ids": shared_patients(served, run),
+        "same_patient_ids": shared_patients(served, run) if found.comparable else [],
+        "patient_ids_comparable": found.comparable,
         "out_of_fold_dice": run.out_of_fold_dice,
         "segmentation": _score_segmentation(table, run),
+        "empty_outlines": _count_empty(table),
         "sites": _by_site(table, run),
         "markers": markers,
     }
@@ -143,6 +154,21 @@ def shared_patients(cases: Sequence[Case], run: FrozenRun) -> list[str]:
     """
     own = {case.patient_id for case in run.cohort.cases.values()}
     return sorted({case.patient_id for case in cases} & own)
+
+
+def _require_new_person(case: Case, prepared: PreparedCase, owners: dict[str, Case]) -> None:
+    """Refuse a scan that another patient of this cohort has too: one person would count as two.
+
+    Raises:
+        CohortError: It has.
+    """
+    for name, digest in prepared.voxel_hashes.items():
+        owner = owners.setdefault(digest, case)
+        if owner.patient_id != case.patient_id:
+            raise CohortError(
+                f"its {name} is the very scan of case {owner.case_id}, which stands under another patient id; one "
+                "person must not count twice"
+            )
 
 
 def _row(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
@@ -173,6 +199,7 @@ def _row(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
     for name in run.markers:
         marker = predict_marker(name, prepared, on_slices, run)
         row[f"{name}_probability"], row[f"{name}_threshold"] = marker.probability, marker.threshold
+        row[f"{name}_call"] = marker.call
     write_json(folder / ROW_FILE, {"key": key, "row": row})
     return row
 
@@ -187,11 +214,22 @@ def _score_segmentation(table: pd.DataFrame, run: FrozenRun) -> dict[str, Any]:
             scored[column].tolist(),
             scored.patient_id.tolist(),
             numpy_generator(run.config.seed, "external validation", column),
-            statistic=mean,
+            # A few lost outlines make distances of any size; the run's own report shows the median too.
+            statistic=mean if column == "dice" else median,
         )
         assert result is not None
         found[column] = {"value": result.value, "low": result.low, "high": result.high, "n": result.n}
     return found
+
+
+def _count_empty(table: pd.DataFrame) -> dict[str, int]:
+    """Count the outlines for which a distance does not exist; such a Dice is 0, or 1 where both are empty."""
+    scored = table.dropna(subset=["dice"])
+    return {
+        "n_scored": len(scored),
+        "n_predicted_empty": int((scored.volume_predicted_ml == 0).sum()),
+        "n_expert_empty": int((scored.volume_true_ml == 0).sum()),
+    }
 
 
 def _by_site(table: pd.DataFrame, run: FrozenRun) -> list[dict[str, Any]]:
@@ -223,6 +261,7 @@ def _score_marker(
         part=table.case_id.map(recalibrating),
         probability=table[f"{name}_probability"],
         threshold=table[f"{name}_threshold"],
+        call=table[f"{name}_call"],
     ).dropna(subset=["label", "probability"])
     patients = rows.groupby("patient_id", sort=True).agg(
         label=("label", "first"),
@@ -241,9 +280,22 @@ def _score_marker(
     if isinstance(report, str):
         return {**result, "not_measured": report}
     result["metrics"] = report
+    result["abstention"] = _count_calls(rows[~rows.part.astype(bool)])
+    result["reliability"] = _bins(scored)
     if part is not None:
         result["recalibration"] = _recalibrated(name, scored, fitted, run, part)
     return result
+
+
+def _count_calls(rows: pd.DataFrame) -> dict[str, int]:
+    """Count the cases for which the run made a call, and how many of those were right."""
+    called = rows[rows.call != "none"]
+    right = int(((called.call == "positive") == (called.label == 1)).sum())
+    return {"n_cases": len(rows), "n_called": len(called), "n_right": right}
+
+
+def _bins(patients: pd.DataFrame) -> list[dict[str, Any]]:
+    return [asdict(one) for one in reliability(patients.label.astype(int), patients.probability)]
 
 
 def _report(name: str, patients: pd.DataFrame, run: FrozenRun) -> dict[str, Any] | str:
@@ -278,10 +330,12 @@ def _recalibrated(name: str, scored: pd.DataFrame, fitted: pd.DataFrame, run: Fr
         column: recalibrate(scored[column].to_numpy(dtype=np.float64), slope, intercept)
         for column in ("probability", "threshold")
     }
-    report = _report(name, scored.assign(**moved), run)
+    after = scored.assign(**moved)
+    report = _report(name, after, run)
     if isinstance(report, str):
         return {"on": where, "not_measured": report}
-    return {"on": where, "n_fitted": len(fitted), "slope": slope, "intercept": intercept, "metrics": report}
+    fit = {"on": where, "n_fitted": len(fitted), "slope": slope, "intercept": intercept}
+    return {**fit, "metrics": report, "reliability": _bins(after)}
 
 
 def fit_recalibration(labels: NDArray[Any], probabilities: NDArray[np.float64]) -> tuple[float, float]:

@@ -15,8 +15,10 @@ from glioma_nas.report.document import (
     Bullets,
     Caution,
     Facts,
+    Figures,
     Headline,
     Paragraph,
+    Picture,
     Section,
     Table,
     interval,
@@ -28,6 +30,7 @@ from glioma_nas.report.document import (
 )
 from glioma_nas.report.page import Page, render
 from glioma_nas.report.provenance_section import DISCLAIMER
+from glioma_nas.report.reliability_chart import reliability_chart
 
 WORST_CASES = 5
 
@@ -86,9 +89,17 @@ def _segmentation(results: Mapping[str, Any], table: pd.DataFrame) -> Section:
     section.add(
         Table(
             "segmentation",
-            "Mean over patients on each scan's own grid, with a percentile bootstrap over patients.",
-            (text("what", "Figure"), number("value", "Mean", 3), interval("low", "high", 3), number("n", "n")),
+            "Over patients on each scan's own grid, with a percentile bootstrap over patients: mean Dice, median HD95.",
+            (text("what", "Figure"), number("value", "Value", 3), interval("low", "high", 3), number("n", "n")),
             rows,
+        )
+    )
+    empty = results["empty_outlines"]
+    section.add(
+        Paragraph(
+            f"Of {plural(empty['n_scored'], 'case')} with an expert mask, {empty['n_predicted_empty']} got an empty "
+            f"outline and {empty['n_expert_empty']} have an empty expert mask. HD95 does not exist there and leaves "
+            "them out, so it alone would flatter; their Dice is 0, or 1 where both are empty, and counts."
         )
     )
     if results["sites"]:
@@ -139,6 +150,20 @@ def _markers(results: Mapping[str, Any]) -> Section:
         if after:
             columns += [number("after_value", "Re-calibrated", 3), interval("after_low", "after_high", 3)]
         section.add(Table(f"marker-{name}", f"Patients of this cohort, {name}.", columns, rows))
+        calls = marker["abstention"]
+        section.add(
+            Paragraph(
+                f"The run made a call for {calls['n_called']} of {plural(calls['n_cases'], 'case')} and was right in "
+                f"{calls['n_right']} of them; for the others it abstained."
+            )
+        )
+        pictures = [Picture(reliability_chart(name, marker["reliability"]), "As the run gives them.")]
+        if after:
+            chart = reliability_chart(f"{name}_recalibrated", again["reliability"])
+            pictures.append(Picture(chart, f"Re-calibrated on {again['on']}."))
+        section.add(
+            Figures(f"{name}: observed share of positive patients by predicted probability; dotted: perfect.", pictures)
+        )
         if after:
             section.add(
                 Paragraph(
@@ -178,6 +203,13 @@ def _drift(rows: Sequence[Mapping[str, Any]]) -> Section:
 def _flow(results: Mapping[str, Any]) -> Section:
     section = Section("flow", "Who was scored")
     items = [*results["not_read"], *(f"{name}: {why}" for name, why in results["left_out"].items())]
+    if not results["patient_ids_comparable"]:
+        section.add(
+            Caution(
+                "The run's patient ids are hashed with a salt that is not at hand, so nobody can tell by ids whether "
+                "these are its own patients; identical scans are found all the same."
+            )
+        )
     same = results["same_patient_ids"]
     if same:
         names = f"{', '.join(same[:5])}{', …' if len(same) > 5 else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,17 @@ from glioma_nas.cohort import Case
 from glioma_nas.errors import CohortError, GliomaNasError
 from glioma_nas.files import read_json, write_text
 from glioma_nas.new_patients.case_inputs import find_cases, with_patient
+from glioma_nas.new_patients.dicom_seg import require_highdicom
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.input_checks import require_sequences
-from glioma_nas.new_patients.prediction import MASK_FILE, PAGE_FILE, PREDICTION_FILE, is_predicted, predict_case
+from glioma_nas.new_patients.prediction import (
+    MASK_FILE,
+    PAGE_FILE,
+    PREDICTION_FILE,
+    SEG_FILE,
+    is_predicted,
+    predict_case,
+)
 from glioma_nas.progress import Progress
 
 TABLE_FILE = "predictions.csv"
@@ -97,6 +105,7 @@ def predict_all(
     force: bool,
     progress: Progress,
     any_spacing: bool = False,
+    dicom_seg: bool = False,
 ) -> Served:
     """Predict every case of ``source`` into ``out/CASE`` and list them in ``out/predictions.csv``.
 
@@ -108,25 +117,34 @@ def predict_all(
         force: Predict again what is done.
         progress: Where to report.
         any_spacing: See `glioma_nas.new_patients.input_checks.require_servable`.
+        dicom_seg: Write ``mask.dcm`` beside ``mask.nii.gz``; the source must be a folder of DICOM.
 
     Raises:
         CohortError: The source cannot be read; ``patient`` was given for several cases; or the only case cannot be
             served, which is said before anything is computed.
     """
-    cases, problems = find_cases(source, run, out, progress)
+    if dicom_seg:
+        require_highdicom()
+    found = find_cases(source, run, out, progress)
+    cases, problems, series = found.cases, found.problems, dict(found.series)
+    if dicom_seg and not series:
+        raise CohortError(f"{source}: --dicom-seg refers to DICOM series; give a folder of DICOM, archives unpacked")
     if any(value is not None for value in patient.values()):
         if len(cases) != 1:
             raise CohortError(
                 f"{source}: holds {len(cases)} cases; --case-id, --age and --sex describe one patient, so use "
                 "columns of a sheet"
             )
-        cases = (with_patient(cases[0], **patient),)
+        renamed = with_patient(cases[0], **patient)
+        series = {renamed.case_id: series[cases[0].case_id]} if series else {}
+        cases = (renamed,)
     if len(cases) == 1 and not problems:
         require_sequences(cases[0], run)
     outcomes = []
     with progress.task("predict", len(cases)) as task:
         for case in cases:
-            outcomes.append(_serve(case, run, out / case.case_id, force=force, any_spacing=any_spacing))
+            files = series.get(case.case_id, {}) if dicom_seg else None
+            outcomes.append(_serve(case, run, out / case.case_id, force=force, any_spacing=any_spacing, series=files))
             if outcomes[-1].state == "failed":
                 progress.note(f"predict: {outcomes[-1].problem}")
             task.advance()
@@ -139,15 +157,24 @@ def unexpected(case_id: str, err: Exception) -> str:
     return f"case {case_id}: {type(err).__name__}: {' '.join(str(err).split())[-300:]}"
 
 
-def _serve(case: Case, run: FrozenRun, folder: Path, *, force: bool, any_spacing: bool = False) -> Outcome:
+def _serve(
+    case: Case,
+    run: FrozenRun,
+    folder: Path,
+    *,
+    force: bool,
+    any_spacing: bool = False,
+    series: Mapping[str, Sequence[Path]] | None = None,
+) -> Outcome:
     markers = tuple(run.markers)
     try:
-        if not force and is_predicted(case, run, folder):
+        is_there = series is None or (folder / SEG_FILE).is_file()
+        if not force and is_there and is_predicted(case, run, folder):
             return Outcome(case.case_id, "done before", read_json(folder / PREDICTION_FILE), "", markers)
         # What was made of earlier scans or by an earlier run must not be taken for the result when this one fails.
-        for name in (PREDICTION_FILE, PAGE_FILE, MASK_FILE):
+        for name in (PREDICTION_FILE, PAGE_FILE, MASK_FILE, SEG_FILE):
             (folder / name).unlink(missing_ok=True)
-        record = predict_case(case, run, folder, any_spacing=any_spacing)
+        record = predict_case(case, run, folder, any_spacing=any_spacing, series=series)
     except (GliomaNasError, OSError) as err:  # a scan may vanish, or its disk fail, after the cohort was read
         _logger.info("case %s failed", case.case_id)
         return Outcome(case.case_id, "failed", None, str(err), markers)

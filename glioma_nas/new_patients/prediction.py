@@ -6,6 +6,7 @@ The segmentation is the mean probability of the networks of all folds, and how f
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from glioma_nas.files import canonical_json, read_json, sha256_text, write_json,
 from glioma_nas.images import write_mask
 from glioma_nas.marker_masks import EXPERT, GIVEN
 from glioma_nas.new_patients.case_page import render_case
+from glioma_nas.new_patients.dicom_seg import write_dicom_seg
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.input_checks import problems_of_input, require_servable
 from glioma_nas.new_patients.marker_prediction import integrate_subtype, predict_marker
@@ -32,6 +34,7 @@ from glioma_nas.segmentation_metrics import dice_coefficient
 from glioma_nas.segmentation_scores import native_outline
 
 MASK_FILE = "mask.nii.gz"
+SEG_FILE = "mask.dcm"
 PREDICTION_FILE = "prediction.json"
 PAGE_FILE = "report.html"
 PREPARED_FOLDER = "prepared"
@@ -73,13 +76,21 @@ def is_predicted(case: Case, run: FrozenRun, folder: Path) -> bool:
         return False
 
 
-def predict_case(case: Case, run: FrozenRun, folder: Path, *, any_spacing: bool = False) -> dict[str, Any]:
+def predict_case(
+    case: Case,
+    run: FrozenRun,
+    folder: Path,
+    *,
+    any_spacing: bool = False,
+    series: Mapping[str, Sequence[Path]] | None = None,
+) -> dict[str, Any]:
     """Segment a case, predict its markers, and write mask, record and page into ``folder``.
 
     Args:
         case: Its scans; a mask in it is not looked at.
         run: The frozen run.
         folder: Where ``mask.nii.gz``, ``prediction.json``, ``report.html`` and ``prepared/`` go.
+        series: Sequence → files of its DICOM series, to write ``mask.dcm`` too.
         any_spacing: Serve slices much thinner or thicker than the run's too; the page says so.
 
     Returns:
@@ -103,6 +114,15 @@ def predict_case(case: Case, run: FrozenRun, folder: Path, *, any_spacing: bool 
     probability = members.mean(axis=0, dtype=np.float32)
     mask = native_outline(prepared, probability)
     write_mask(folder / MASK_FILE, mask, like=prepared.reference)
+    if series is not None:
+        write_dicom_seg(
+            folder / SEG_FILE,
+            mask,
+            prepared.native_affine,
+            series=series[prepared.native_sequence],
+            network=run.network,
+            key=prediction_key(case, run),
+        )
     prepared_mask = (probability >= THRESHOLD).astype(np.uint8)
     segmentation = _describe_segmentation(prepared, run, members, mask)
     if not mask.any():
