@@ -235,6 +235,18 @@ def test_sidecar_of_another_modality_is_refused(run: FrozenRun, patient: Path, t
         require_servable(case, run)
 
 
+def test_run_that_hides_ids_names_no_file_of_a_case_that_fails(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    cohort = run.config.cohort.model_copy(update={"hash_ids": True, "salt_file": tmp_path / "absent.salt"})
+    hidden = FrozenRun(run.folder, run.config.model_copy(update={"cohort": cohort}), "teacher")
+    (patient / "scan_flair.nii.gz").write_bytes(b"no scan")
+    served = predict_all(patient, hidden, tmp_path / "out", patient=NOBODY, force=False, progress=Silent())
+    (outcome,) = served.outcomes
+    assert outcome.case_id.startswith("C-") and outcome.problem.startswith(
+        f"flair of case {outcome.case_id}: not a NIfTI"
+    )
+    assert "new_patient" not in (tmp_path / "out" / "predictions.csv").read_text()
+
+
 def test_two_files_of_one_sequence_are_not_guessed_between(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
     shutil.copyfile(patient / "scan_flair.nii.gz", patient / "other_t2_flair.nii.gz")
     with pytest.raises(CohortError, match="both look like flair; leave one of them"):

@@ -22,7 +22,7 @@ from glioma_nas.external_validation.validation_page import render_validation
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.markers import encode_labels
 from glioma_nas.new_patients.batch import LIBRARY_ERRORS, unexpected
-from glioma_nas.new_patients.case_inputs import find_cases
+from glioma_nas.new_patients.case_inputs import find_cases, told
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.input_checks import require_servable
 from glioma_nas.new_patients.marker_prediction import predict_marker
@@ -109,9 +109,9 @@ def validate_run(
             except LeakageError:
                 raise
             except (GliomaNasError, OSError) as err:
-                failed[case.case_id] = str(err)
+                failed[case.case_id] = told(str(err), case, run)
             except LIBRARY_ERRORS as err:
-                failed[case.case_id] = unexpected(case.case_id, err)
+                failed[case.case_id] = told(unexpected(case.case_id, err), case, run)
             if case.case_id in failed:
                 progress.note(f"evaluate: case {case.case_id} is left out: {failed[case.case_id]}")
             task.advance()

@@ -13,7 +13,7 @@ import pandas as pd
 from glioma_nas.cohort import Case
 from glioma_nas.errors import CohortError, GliomaNasError
 from glioma_nas.files import read_json, write_text
-from glioma_nas.new_patients.case_inputs import find_cases, with_patient
+from glioma_nas.new_patients.case_inputs import find_cases, told, with_patient
 from glioma_nas.new_patients.dicom_seg import require_highdicom
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.input_checks import require_sequences
@@ -177,8 +177,8 @@ def _serve(
         record = predict_case(case, run, folder, any_spacing=any_spacing, series=series)
     except (GliomaNasError, OSError) as err:  # a scan may vanish, or its disk fail, after the cohort was read
         _logger.info("case %s failed", case.case_id)
-        return Outcome(case.case_id, "failed", None, str(err), markers)
+        return Outcome(case.case_id, "failed", None, told(str(err), case, run), markers)
     except LIBRARY_ERRORS as err:
         _logger.info("case %s failed", case.case_id, exc_info=True)
-        return Outcome(case.case_id, "failed", None, unexpected(case.case_id, err), markers)
+        return Outcome(case.case_id, "failed", None, told(unexpected(case.case_id, err), case, run), markers)
     return Outcome(case.case_id, "predicted", record, "", markers)

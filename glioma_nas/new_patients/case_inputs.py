@@ -102,6 +102,16 @@ def with_patient(case: Case, *, case_id: str | None, age: float | None, sex: Sex
     )
 
 
+def told(text: str, case: Case, run: FrozenRun) -> str:
+    """Return what went wrong with a case; where the run hides ids, files are named by case and sequence alone."""
+    if not run.config.cohort.hash_ids:
+        return text
+    for name, path in (*case.images.items(), ("mask", case.mask)):
+        if path is not None:
+            text = text.replace(str(path), f"{name} of case {case.case_id}").replace(path.name, name)
+    return text
+
+
 def _scans_in(folder: Path) -> dict[str, Path]:
     """Return the NIfTI files of a folder by sequence; empty when it holds none that is recognised."""
     found: dict[str, Path] = {}
