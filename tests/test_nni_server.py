@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,19 @@ def nni(tmp_path: Path) -> Iterator[Nni]:
 
 
 def listening_addresses(pid: int) -> set[str]:
-    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return {
-        item.laddr.ip
-        for process in processes
-        for item in process.net_connections(kind="inet")
-        if item.status == psutil.CONN_LISTEN
-    }
+    return {address for address, _ in sockets_of([psutil.Process(pid), *psutil.Process(pid).children(recursive=True)])}
+
+
+def sockets_of(processes: list[psutil.Process]) -> set[tuple[str, int]]:
+    """Return address and port of every socket that one of the processes listens at; trials end while one looks."""
+    found = set()
+    for process in processes:
+        try:
+            sockets = process.net_connections(kind="inet")
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        found |= {(item.laddr.ip, item.laddr.port) for item in sockets if item.status == psutil.CONN_LISTEN}
+    return found
 
 
 def test_trials_end_as_they_should_and_two_experiments_share_a_machine(nni: Nni, tmp_path: Path) -> None:
@@ -98,12 +105,7 @@ def see_records_in_tensorboard(nni: Nni, record: dict[str, object], trial: dict[
 
 
 def listening_ports(pid: int) -> set[int]:
-    return {
-        item.laddr.port
-        for process in psutil.Process(pid).children(recursive=True)
-        for item in process.net_connections(kind="inet")
-        if item.status == psutil.CONN_LISTEN
-    }
+    return {port for _, port in sockets_of(psutil.Process(pid).children(recursive=True))}
 
 
 def status_of(nni: Nni) -> dict[str, dict[str, object]]:
@@ -168,9 +170,10 @@ def test_experiment_whose_dispatcher_dies_fails_and_can_be_resumed(nni: Nni, tmp
     record = nni.start(folder)
     until(lambda: any(t["status"] == "RUNNING" for t in nni.trials(record)), 60, "a running trial")
     manager = psutil.Process(record["pid"])
-    for child in manager.children(recursive=True):  # a shell and the dispatcher itself
-        if child.environ().get("SDK_PROCESS") == "dispatcher":
-            child.kill()
+    for child in manager.children(recursive=True):  # a shell and the dispatcher itself, which may end with its shell
+        with suppress(psutil.NoSuchProcess):
+            if child.environ().get("SDK_PROCESS") == "dispatcher":
+                child.kill()
     nni.wait(record, "ERROR")
     assert status_of(nni)[record["id"]]["state"] == "ERROR"
     nni.call("nni", "stop", record["id"])
