@@ -294,7 +294,10 @@ def _nni_config(config: RunConfig, options: ExperimentOptions, folder: Path) -> 
         arguments = dict(ASSESSORS[options.assessor])
         if options.assessor == "Curvefitting":
             search_epochs = config.search.pretrain_epochs + config.search.search_epochs
-            arguments["epoch_num"] = config.train.epochs + (search_epochs if options.kind == CO_SEARCH else 0)
+            trainings = 2 if options.distil else 1  # a distilled trial trains its teacher first, for as many epochs
+            arguments["epoch_num"] = trainings * config.train.epochs + (
+                search_epochs if options.kind == CO_SEARCH else 0
+            )
         content["assessor"] = {"name": options.assessor, "classArgs": arguments}
     content["trainingService"] = dict(options.training_service or {"platform": "local"})
     if remote:
