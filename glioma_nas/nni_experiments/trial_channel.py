@@ -55,8 +55,9 @@ class TrialChannel:
     def report_epoch(self, metrics: Mapping[str, float]) -> int:
         """Report the figures of an epoch and return its number within the trial, from 0."""
         assert self._epochs_file is not None, "open() comes first"
-        # An attempt that was cut off between reporting and its checkpoint does the epoch again, with the same figures.
-        if not self._resumed or self._epochs[-1] != dict(metrics):
+        # An attempt that was cut off between reporting and its checkpoint does the epoch again. On a GPU the figures
+        # need not be equal to the last bit; NNI keeps those that it has seen.
+        if not self._resumed or any(self._epochs[-1].get(key) != metrics.get(key) for key in ("stage", "epoch")):
             self._epochs.append(dict(metrics))
             write_json(self._epochs_file, self._epochs)
             self._send_new()
