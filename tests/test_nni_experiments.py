@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 import yaml
 from hypothesis import given
@@ -23,6 +25,7 @@ from glioma_nas.errors import ConfigError, DivergedError, ExperimentError, Gliom
 from glioma_nas.nni_experiments import manager
 from glioma_nas.nni_experiments.experiment_folder import (
     ExperimentOptions,
+    _nni_config,
     architecture_space,
     hyper_parameters,
     shareable,
@@ -293,6 +296,16 @@ def test_space_for_tuners_gives_samples_that_trials_understand() -> None:
         sampled_architecture(space, sample)
 
 
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [({}, 3 + 4 + 5), ({"distil": True}, 3 + 4 + 2 * 5), ({"kind": "architecture"}, 5)],
+)
+def test_curve_fitting_knows_how_many_epochs_a_trial_has(options: dict[str, Any], epochs: int, tmp_path: Path) -> None:
+    found = config(search={**RUN["search"], "pretrain_epochs": 3, "search_epochs": 4}, train={"epochs": 5})
+    content = _nni_config(found, ExperimentOptions(assessor="Curvefitting", **options), tmp_path)
+    assert content["assessor"]["classArgs"]["epoch_num"] == epochs
+
+
 def test_search_can_be_narrowed_to_a_comparison() -> None:
     sets = (("skip", "conv3x3"), ("skip", "zoomed_conv"))
     options = ExperimentOptions(operator_sets=sets, seeds=2, searched=("operators", "seed"))
@@ -357,6 +370,22 @@ def test_manager_that_nobody_reaps_counts_as_stopped(tmp_path: Path, monkeypatch
     assert process.wait() == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("call", ["Process", "terminate"])
+def test_manager_that_ends_by_itself_meanwhile_is_stopped(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise psutil.NoSuchProcess(1)
+
+    ended: list[str] = []
+    process = SimpleNamespace(terminate=gone)
+    monkeypatch.setattr(manager, "find", lambda _: {"id": "ab3de6fh", "pid": 1})
+    monkeypatch.setattr(manager, "is_alive", lambda _: True)
+    monkeypatch.setattr(manager, "_mark_stopped", lambda _: None)
+    monkeypatch.setattr(manager, "end_leftovers", ended.append)
+    monkeypatch.setattr(psutil, "Process", gone if call == "Process" else lambda _: process)
+    manager.stop("ab3de6fh")
+    assert ended == ["ab3de6fh"]
+
+
 # The channel
 
 
@@ -393,7 +422,8 @@ def test_epochs_are_shown_once_across_interruptions(nni_side: RecordingChannel, 
         first.report_epoch(row)
     again = TrialChannel()
     again.open(tmp_path / "work")
-    for row in rows[1:]:  # cut off before its checkpoint, so the second epoch is done again
+    again.report_epoch({**rows[1], "loss": 0.5001})  # cut off before its checkpoint: done again, on a GPU nearly equal
+    for row in rows[2:]:
         again.report_epoch(row)
     again.report_final({"default": 1.0})
     assert nni_side.sent == [("PERIODICAL", n, row) for n, row in enumerate(rows)] + [("FINAL", 0, {"default": 1.0})]

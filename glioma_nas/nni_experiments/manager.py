@@ -6,6 +6,7 @@ does it get the experiment and may run anything.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import sqlite3
@@ -145,12 +146,13 @@ def stop(experiment_id: str) -> None:
     record = find(experiment_id)
     _mark_stopped(experiment_id)  # first, so that whoever waits for the experiment knows why its manager goes
     if is_alive(record):
-        manager = psutil.Process(int(record["pid"]))
-        manager.terminate()
-        if not _ends(record):
-            _logger.warning("experiment %s does not stop by itself and is killed", experiment_id)
-            manager.kill()
-            _ends(record)
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends by itself meanwhile leaves things as well
+            manager = psutil.Process(int(record["pid"]))
+            manager.terminate()
+            if not _ends(record):
+                _logger.warning("experiment %s does not stop by itself and is killed", experiment_id)
+                manager.kill()
+                _ends(record)
     end_leftovers(experiment_id)
     _mark_stopped(experiment_id)
 
