@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -49,6 +49,38 @@ def describe(plan: NetworkPlan) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def cell_colour(steps: Sequence[Step], colours: Mapping[int, str]) -> str:
+    """Return the colour of a cell: shared if a step of it is, else that of the finest branch that computes there.
+
+    Where branches part, each computes a step of its own in one cell; nothing is shared there.
+    """
+    if any(len(step.branches) > 1 for step in steps):
+        return SHARED_COLOUR
+    return colours[min(branch for step in steps for branch in step.branches)]
+
+
+def edge_colours(
+    layout: Layout, plan: NetworkPlan, colours: Mapping[int, str]
+) -> dict[tuple[tuple[int, int], tuple[int, int]], str]:
+    """Return the colour of every line between two places (scale, layer), from the stem at layer 0 to the head at L+1.
+
+    A line is shared where several branches hand on the output of one step; of branches that have parted and only run
+    side by side, the finest gives the colour.
+    """
+    carried: dict[tuple[tuple[int, int], tuple[int, int]], dict[int, int | None]] = {}
+    for final, path in plan.paths.items():
+        own = {plan.steps[index].cell: index for index in plan.branch_steps(final)}
+        stops = [(layout.scales[0], 0), *((cell.scale, cell.layer) for cell in path), (final, layout.n_layers + 1)]
+        source: int | None = None
+        for start, end in pairwise(stops):
+            source = own.get(Cell(*start), source) if start[1] else None
+            carried.setdefault((start, end), {})[final] = source
+    return {
+        edge: SHARED_COLOUR if len(sources) > 1 and len(set(sources.values())) == 1 else colours[min(sources)]
+        for edge, sources in carried.items()
+    }
 
 
 def draw(layout: Layout, plan: NetworkPlan) -> str:
@@ -125,8 +157,7 @@ class _Canvas:
             )
 
     def _used(self, x: float, y: float, steps: list[Step]) -> Iterable[str]:
-        branches = {branch for step in steps for branch in step.branches}
-        colour = SHARED_COLOUR if len(branches) > 1 else self.colours[min(branches)]
+        colour = cell_colour(steps, self.colours)
         yield (
             f'<rect x="{x - _BOX_WIDTH_PX / 2:g}" y="{y - _BOX_HEIGHT_PX / 2:g}" width="{_BOX_WIDTH_PX}" '
             f'height="{_BOX_HEIGHT_PX}" rx="8" fill="{colour}" fill-opacity="0.3" stroke="{colour}" '
@@ -147,14 +178,7 @@ class _Canvas:
                 f'<defs><marker id="{self.id}-{number}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="5" '
                 f'markerHeight="5" orient="auto"><path d="M0 0 8 4 0 8z" fill="{colour}"/></marker></defs>'
             )
-        first = self.layout.scales[0]
-        edges: dict[tuple[tuple[int, int], tuple[int, int]], list[int]] = {}
-        for final, path in self.plan.paths.items():
-            stops = [(first, 0), *((cell.scale, cell.layer) for cell in path), (final, self.layout.n_layers + 1)]
-            for edge in pairwise(stops):
-                edges.setdefault(edge, []).append(final)
-        for (start, end), finals in edges.items():
-            colour = SHARED_COLOUR if len(finals) > 1 else self.colours[finals[0]]
+        for (start, end), colour in edge_colours(self.layout, self.plan, self.colours).items():
             (x1, y1), (x2, y2) = self.centre(*start), self.centre(*end)
             x1 += self._half_width(start)
             x2 -= self._half_width(end)

@@ -138,10 +138,10 @@ class Layout:
         )
 
     def _check_scales(self) -> None:
-        ratios = all(fine * 2 == coarse for fine, coarse in pairwise(self.scales))
-        first = self.scales[0] if self.scales else 0
+        legal = bool(self.scales) and all(map(_positive, self.scales))
+        legal = legal and all(fine * 2 == coarse for fine, coarse in pairwise(self.scales))
         _require(
-            bool(self.scales) and all(map(_positive, self.scales)) and ratios and first >= 2 and _power_of_two(first),
+            legal and self.scales[0] >= 2 and _power_of_two(self.scales[0]),
             f"scales={self.scales}: expected powers of two from 2 on, each twice the one before, for example (2, 4, 8)",
         )
         _require(
@@ -174,9 +174,9 @@ class Layout:
     def _check_widths(self) -> None:
         for name in ("widths", "end_widths"):
             value = getattr(self, name)
-            increasing = all(low < high for low, high in pairwise(value))
+            legal = bool(value) and all(map(_positive, value)) and all(low < high for low, high in pairwise(value))
             _require(
-                bool(value) and all(map(_positive, value)) and increasing,
+                legal,
                 f"{name}={value}: expected increasing whole numbers ≥ 1, for example (16, 24, 32)",
             )
         _require(len(self.end_widths) <= 2, f"end_widths={self.end_widths}: give one, or two for student and teacher")
@@ -192,7 +192,7 @@ class Layout:
         Raises:
             ArchitectureError: Unknown preset or option, or a value that is not allowed.
         """
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ArchitectureError(f"unknown preset {preset!r}: {did_you_mean(str(preset), PRESETS)}")
         for name in overrides:
             if name not in _BASE:
@@ -352,9 +352,10 @@ class Layout:
         _require(isinstance(kept, list | tuple), f"{KEPT_SKIPS} is {kept!r}: expected a list of cells, such as s4_l3")
         _require(isinstance(down, Mapping), f"{DOWN_OPERATORS} is {down!r}: expected a mapping of cell to operator")
         for name in kept:
-            _require(name in names, f"{KEPT_SKIPS} names '{name}', which is no cell of the space, such as s4_l3")
+            is_cell = isinstance(name, str) and name in names
+            _require(is_cell, f"{KEPT_SKIPS} names '{name}', which is no cell of the space, such as s4_l3")
         for name, operator in down.items():
-            legal = name in names and operator in self.operators
+            legal = isinstance(name, str) and name in names and operator in self.operators
             _require(
                 legal, f"{DOWN_OPERATORS}: '{name}: {operator}' is not a cell with one of {_listed(self.operators)}"
             )

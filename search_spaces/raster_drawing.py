@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import textwrap
-from itertools import pairwise
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 
-from glioma_nas.search_spaces.drawing import BRANCH_COLOURS, SHARED_COLOUR
+from glioma_nas.search_spaces.drawing import BRANCH_COLOURS, SHARED_COLOUR, cell_colour, edge_colours
 from glioma_nas.search_spaces.layout import Cell, Layout
 from glioma_nas.search_spaces.plan import NetworkPlan, Step
 
@@ -46,15 +45,10 @@ def draw_png(layout: Layout, plan: NetworkPlan, *, dpi: int = 120) -> bytes:
     for layer in range(1, layout.n_layers + 1):
         axes.text(layer, -0.7, str(layer), fontsize=8, va="center", ha="center", color="0.4")
 
-    edges: dict[tuple[tuple[int, int], tuple[int, int]], list[int]] = {}
-    for final, path in plan.paths.items():
-        stops = [(0, 0), *((cell.layer, layout.scales.index(cell.scale)) for cell in path)]
-        stops.append((last, layout.scales.index(final)))
-        for edge in pairwise(stops):
-            edges.setdefault(edge, []).append(final)
-    for (start, end), finals in edges.items():
-        colour = SHARED_COLOUR if len(finals) > 1 else colours[finals[0]]
-        axes.plot((start[0], end[0]), (start[1], end[1]), color=colour, linewidth=2, zorder=1)
+    for edge, colour in edge_colours(layout, plan, colours).items():
+        (scale, layer), (next_scale, next_layer) = edge
+        rows_of_edge = (layout.scales.index(scale), layout.scales.index(next_scale))
+        axes.plot((layer, next_layer), rows_of_edge, color=colour, linewidth=2, zorder=1)
 
     steps_at: dict[Cell, list[Step]] = {}
     for step in plan.steps:
@@ -67,8 +61,7 @@ def draw_png(layout: Layout, plan: NetworkPlan, *, dpi: int = 120) -> bytes:
             axes.plot(x, y, "o", markersize=5, color="0.3" if used else "0.75", fillstyle="full" if used else "none")
             continue
         steps = steps_at[cell]
-        branches = {branch for step in steps for branch in step.branches}
-        _box(axes, x, y, _BOX_HEIGHT, SHARED_COLOUR if len(branches) > 1 else colours[min(branches)])
+        _box(axes, x, y, _BOX_HEIGHT, cell_colour(steps, colours))
         lines = [
             line
             for name in dict.fromkeys(step.operator for step in steps)

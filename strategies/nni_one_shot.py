@@ -43,6 +43,8 @@ class NniDarts(SeededOneShot, DARTS):
         gradient_clip_val: Largest norm of the gradient of the weights; none for no limit.
     """
 
+    mixes_operators = True  # a pass runs every operator and keeps what each gave: the search's memory is counted first
+
     def __init__(
         self,
         *,
@@ -78,6 +80,8 @@ class NniGumbelDarts(SeededOneShot, GumbelDARTS):
         arc_learning_rate: See `NniDarts`.
         gradient_clip_val: See `NniDarts`.
     """
+
+    mixes_operators = True
 
     def __init__(
         self,

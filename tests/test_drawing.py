@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from glioma_nas.architecture import Architecture
 from glioma_nas.cli import app
 from glioma_nas.errors import GliomaNasError
+from glioma_nas.search_spaces.drawing import SHARED_COLOUR, edge_colours
 from glioma_nas.search_spaces.layout import PRESETS
 from glioma_nas.search_spaces.nasbranet import NASBraNet
+from glioma_nas.search_spaces.plan import NetworkPlan
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -68,6 +70,32 @@ def test_drawing_has_one_box_for_each_cell_used_and_a_mark_for_the_others() -> N
     marks = [circle for circle in root.iter(f"{SVG}circle") if circle.find(f"{SVG}title") is not None]
     assert len(boxes) == len(used)
     assert len(marks) == 9 - len(used)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_only_what_branches_compute_together_is_drawn_as_shared(seed: int) -> None:
+    space = NASBraNet("tiny", n_layers=6)
+    sample = random_sample(space, seed) | {"branches": "2_4"}
+    plan = space.plan(sample)
+    shared_cells = {step.cell for step in plan.steps if len(step.branches) > 1}
+    boxes = [box for box in ElementTree.fromstring(space.draw(sample)).iter(f"{SVG}rect") if box.get("rx") == "8"]
+    assert sum(box.get("fill") == SHARED_COLOUR for box in boxes) == len(shared_cells)
+    colours = dict.fromkeys(plan.outputs, "own")
+    for (start, end), colour in edge_colours(space.layout, plan, colours).items():
+        together = [final for final in plan.outputs if _passes(space, plan, final, start, end)]
+        carried = {_last_step(plan, final, start[1]) for final in together}
+        assert (colour == SHARED_COLOUR) == (len(together) > 1 and len(carried) == 1)
+
+
+def _passes(space: NASBraNet, plan: NetworkPlan, final: int, start: tuple[int, int], end: tuple[int, int]) -> bool:
+    places = {0: space.layout.scales[0], space.layout.n_layers + 1: final}
+    places |= {cell.layer: cell.scale for cell in plan.paths[final]}
+    return places[start[1]] == start[0] and places[end[1]] == end[0]
+
+
+def _last_step(plan: NetworkPlan, final: int, layer: int) -> int:
+    """Return the step whose output the branch carries on behind a layer; -1: the stem's."""
+    return max((i for i in plan.branch_steps(final) if plan.steps[i].cell.layer <= layer), default=-1)
 
 
 def test_two_drawings_on_one_page_have_different_ids() -> None:

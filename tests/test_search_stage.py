@@ -163,6 +163,9 @@ def test_unknown_strategy_option_names_the_key(run_folder: Path) -> None:
         run_search(run_folder, "nni.random", strategy_options={"trails": 3})
 
 
-def test_search_that_cannot_fit_into_memory_is_refused_with_a_batch_size_that_can(run_folder: Path) -> None:
+@pytest.mark.parametrize("strategy", ["co_search", "nni.darts", "nni.gumbel_darts"])
+def test_search_that_cannot_fit_into_memory_is_refused_with_a_batch_size_that_can(
+    run_folder: Path, strategy: str
+) -> None:
     with pytest.raises(ResourceError, match=r"set search\.batch_size to \d+ or less"):
-        run_search(run_folder, "co_search", batch_size=10**7)
+        run_search(run_folder, strategy, batch_size=10**7)

@@ -85,7 +85,8 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
             f"search.marker_weight: '{search.strategy}' ranks no single networks, so markers cannot count; set it to "
             "0, or take another strategy (docs/strategies.md)"
         )
-    if hasattr(space, "search_memory") and hasattr(strategy, "relaxation_slot"):
+    mixes_operators = hasattr(strategy, "relaxation_slot") or getattr(strategy, "mixes_operators", False)
+    if hasattr(space, "search_memory") and mixes_operators:
         space.search_memory(search.batch_size).require(_available_bytes(config.device))
     explore(space, evaluator, strategy)
     # The other half of the training patients chooses the architecture.
