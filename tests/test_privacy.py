@@ -17,10 +17,11 @@ import pytest
 from dicom_files import NAME, PATIENT, SECRETS, SERIES, write_series
 from PIL import Image, PngImagePlugin
 
-from glioma_nas.cohort import cohort_fingerprint, examine_cohort, read_cohort
+from glioma_nas.cohort import Case, cohort_fingerprint, examine_cohort, read_cohort
 from glioma_nas.config import CohortConfig
 from glioma_nas.errors import ImageError, StorageError
 from glioma_nas.privacy.dicom_header import scrub_dicom
+from glioma_nas.privacy.hidden_paths import one_line, without_paths
 from glioma_nas.privacy.nifti_header import scrub_nifti
 from glioma_nas.privacy.phi_scan import PhiScan, scan_folder
 from glioma_nas.privacy.pseudonyms import Pseudonyms, is_pseudonym, load_salt
@@ -364,3 +365,16 @@ def test_run_with_hashed_ids_leaves_no_identifier_in_what_is_shared(tmp_path: Pa
     assert scan.returncode == 0, scan.stdout
     # The same scan must be able to find something: the sheet itself holds the ids.
     assert cli("phi-scan", "cohort", "--cohort", "run.yaml").returncode == 2
+
+
+def test_paths_are_hidden_whole_where_all_sequences_have_one_file_name() -> None:
+    person = Path("/data/SMITH_JOHN")
+    case = Case("C-1", "P-1", {name: person / name / "scan.nii.gz" for name in ("t1ce", "flair")})
+    broken = f"{person}/flair/scan.nii.gz: truncated; see {person}/t1ce and {person}, scan.nii.gz"
+    assert without_paths(broken, case) == "flair of case C-1: truncated; see … and …, scan"
+
+
+def test_path_is_hidden_before_the_text_is_shortened() -> None:
+    case = Case("C-1", "P-1", {"flair": Path("/data/SMITH_JOHN/flair.nii.gz")})
+    long = ValueError(f"{case.images['flair']}{'x' * 280}")
+    assert "JOHN" not in one_line(long, case, hidden=True) and "JOHN" in one_line(long, case, hidden=False)

@@ -111,7 +111,7 @@ def validate_run(
             except (GliomaNasError, OSError) as err:
                 failed[case.case_id] = told(str(err), case, run)
             except LIBRARY_ERRORS as err:
-                failed[case.case_id] = told(unexpected(case.case_id, err), case, run)
+                failed[case.case_id] = unexpected(err, case, run)
             if case.case_id in failed:
                 progress.note(f"evaluate: case {case.case_id} is left out: {failed[case.case_id]}")
             task.advance()

@@ -25,6 +25,7 @@ from glioma_nas.new_patients.prediction import (
     is_predicted,
     predict_case,
 )
+from glioma_nas.privacy.hidden_paths import one_line
 from glioma_nas.progress import Progress
 
 TABLE_FILE = "predictions.csv"
@@ -152,9 +153,9 @@ def predict_all(
     return Served(tuple(outcomes), problems)
 
 
-def unexpected(case_id: str, err: Exception) -> str:
-    """Return an error that is not one of ours as one line; the log holds the rest."""
-    return f"case {case_id}: {type(err).__name__}: {' '.join(str(err).split())[-300:]}"
+def unexpected(err: Exception, case: Case, run: FrozenRun) -> str:
+    """Return an error that is not one of ours as one line, without paths where the run hides ids."""
+    return f"case {case.case_id}: {type(err).__name__}: {one_line(err, case, hidden=run.config.cohort.hash_ids)}"
 
 
 def _serve(
@@ -180,5 +181,5 @@ def _serve(
         return Outcome(case.case_id, "failed", None, told(str(err), case, run), markers)
     except LIBRARY_ERRORS as err:
         _logger.info("case %s failed", case.case_id, exc_info=True)
-        return Outcome(case.case_id, "failed", None, told(unexpected(case.case_id, err), case, run), markers)
+        return Outcome(case.case_id, "failed", None, unexpected(err, case, run), markers)
     return Outcome(case.case_id, "predicted", record, "", markers)

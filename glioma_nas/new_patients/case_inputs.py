@@ -15,6 +15,7 @@ from glioma_nas.config import CohortConfig
 from glioma_nas.errors import CohortError
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.input_checks import require_sequences
+from glioma_nas.privacy.hidden_paths import without_paths
 from glioma_nas.privacy.pseudonyms import Pseudonyms, load_salt
 from glioma_nas.progress import Progress
 
@@ -104,12 +105,7 @@ def with_patient(case: Case, *, case_id: str | None, age: float | None, sex: Sex
 
 def told(text: str, case: Case, run: FrozenRun) -> str:
     """Return what went wrong with a case; where the run hides ids, files are named by case and sequence alone."""
-    if not run.config.cohort.hash_ids:
-        return text
-    for name, path in (*case.images.items(), ("mask", case.mask)):
-        if path is not None:
-            text = text.replace(str(path), f"{name} of case {case.case_id}").replace(path.name, name)
-    return text
+    return without_paths(text, case) if run.config.cohort.hash_ids else text
 
 
 def _scans_in(folder: Path) -> dict[str, Path]:

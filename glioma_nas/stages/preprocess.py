@@ -28,6 +28,7 @@ from glioma_nas.fold_planning import plan_folds
 from glioma_nas.folds import FoldPlan, check_folds
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import CASE_FILE, CASES_FOLDER, FOLDS_FILE, INDEX_FILE, PreparedCohort
+from glioma_nas.privacy.hidden_paths import one_line, without_paths
 from glioma_nas.quality_page import QUALITY_PAGE, write_quality_report
 from glioma_nas.worker_pool import outcomes
 
@@ -163,16 +164,14 @@ def _prepare_all(context: StageContext, cases: Sequence[Case], recipe: Recipe) -
                 shutil.copytree(earlier / case.case_id, root / case.case_id, copy_function=_link_or_copy)
     waiting = [case for case in cases if not (root / case.case_id / CASE_FILE).is_file()]
     problems: list[dict[str, str]] = []
-    by_id = {case.case_id: case for case in waiting}
-    tasks = [(case, root / case.case_id, recipe) for case in waiting]
-    settings = context.config.preprocess
     hidden = context.config.cohort.hash_ids
+    tasks = [(case, root / case.case_id, recipe, hidden) for case in waiting]
+    settings = context.config.preprocess
     with context.progress.task("preprocess", len(cases)) as task:
         if done := len(cases) - len(waiting):
             task.advance(done)
         for _, problem in outcomes(_outcome, tasks, workers=settings.workers, plugins=context.config.plugins):
             if problem is not None:
-                problem = _without_paths(problem, by_id[problem["case_id"]]) if hidden else problem
                 _logger.info("case %s cannot be prepared", problem["case_id"])
                 problems.append(problem)
             task.advance(1, **({"failed": len(problems)} if problems else {}))
@@ -187,15 +186,6 @@ def _prepare_all(context: StageContext, cases: Sequence[Case], recipe: Recipe) -
     return problems
 
 
-def _without_paths(problem: dict[str, str], case: Case) -> dict[str, str]:
-    """Name files by case and sequence, where their paths would name the patient."""
-    message = problem["message"]
-    for name, path in (*case.images.items(), ("mask", case.mask)):
-        if path is not None:
-            message = message.replace(str(path), f"{name} of case {case.case_id}").replace(path.name, name)
-    return {**problem, "message": message}
-
-
 def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
@@ -203,19 +193,20 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _outcome(task: tuple[Case, Path, Recipe]) -> dict[str, str] | None:
+def _outcome(task: tuple[Case, Path, Recipe, bool]) -> dict[str, str] | None:
     # Returned rather than raised, so that one bad case does not stop the others. Libraries raise what they like over a
     # strange scan, so an error that is not one of ours is a case's too; its kind stands in the list.
-    case, folder, recipe = task
+    case, folder, recipe, hidden = task
     try:
         prepare_case(case, folder, recipe)
     except (StorageError, ConfigError):
         raise  # a full disk, or steps that do not fit together: no other case would fare better
     except GliomaNasError as err:
-        return {"case_id": case.case_id, "error": type(err).__name__, "message": str(err)}
+        message = without_paths(str(err), case) if hidden else str(err)
+        return {"case_id": case.case_id, "error": type(err).__name__, "message": message}
     except (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError) as err:
         _logger.info("case %s: %s", case.case_id, err, exc_info=True)
-        text = " ".join(str(err).split())[-300:]
+        text = one_line(err, case, hidden=hidden)
         message = f"case {case.case_id}: {type(err).__name__} in a preprocess step: {text}"
         return {"case_id": case.case_id, "error": type(err).__name__, "message": message}
     return None
