@@ -245,6 +245,7 @@ def test_run_that_hides_ids_names_no_file_of_a_case_that_fails(run: FrozenRun, p
         f"flair of case {outcome.case_id}: not a NIfTI"
     )
     assert "new_patient" not in (tmp_path / "out" / "predictions.csv").read_text()
+    assert (tmp_path / "out.salt").is_file() and not list((tmp_path / "out").rglob("*.salt"))
 
 
 def test_two_files_of_one_sequence_are_not_guessed_between(run: FrozenRun, patient: Path, tmp_path: Path) -> None:

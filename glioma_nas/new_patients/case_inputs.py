@@ -20,7 +20,6 @@ from glioma_nas.privacy.pseudonyms import Pseudonyms, load_salt
 from glioma_nas.progress import Progress
 
 SCANS_FOLDER = "scans"
-SALT_FILE = "pseudonyms.salt"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def find_cases(source: Path, run: FrozenRun, out: Path, progress: Progress) -> F
             `glioma_nas.cohort.examine_cohort` reads: a sheet, a BIDS or nnU-Net folder, or a folder of such patients'
             folders; or a folder or archive of DICOM, which is converted below ``out``.
         run: The run that shall serve them.
-        out: Where converted scans may go.
+        out: Where converted scans may go; a salt that has to be made goes beside it, into ``OUT.salt``.
         progress: Where to report.
 
     Raises:
@@ -57,7 +56,8 @@ def find_cases(source: Path, run: FrozenRun, out: Path, progress: Progress) -> F
     """
     if not source.exists():
         raise CohortError(f"{source}: no such file or folder; give a patient's folder, a sheet or a DICOM export")
-    cohort, salt_file = run.config.cohort, out / SALT_FILE
+    # Beside the folder and not in it: the folder is what people hand on, and the secret would undo its pseudonyms.
+    cohort, salt_file = run.config.cohort, out.resolve().with_name(f"{out.resolve().name}.salt")
     # The run's own salt where it is at hand, so that ids can be compared; whoever got the run alone has another one.
     comparable = not cohort.hash_ids or cohort.salt_file.is_file()
     if cohort.hash_ids and comparable:
