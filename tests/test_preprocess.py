@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import subprocess
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 
 from glioma_nas import registry
+from glioma_nas.cohort import Case
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import CohortError, GliomaNasError, LabelError, LeakageError, UnknownNameError
 from glioma_nas.grids import rotation_about
 from glioma_nas.pipeline import Pipeline, results_of
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Silent
+from glioma_nas.stages import preprocess as stage
 from glioma_nas.testing.head_phantoms import HEAD_CENTRE_MM, write_raw_patient
 from glioma_nas.testing.phantoms import write_nifti, write_phantom_cohort
 
@@ -221,6 +224,31 @@ def test_stage_counts_a_strangers_error_against_the_case_alone(tmp_path: Path) -
     results = preprocess(sheet, tmp_path / "run", preprocess={"steps": steps})
     assert [item["case_id"] for item in results["failed"]] == ["P001"]
     assert "RuntimeError in a preprocess step: not today" in results["failed"][0]["message"]
+
+
+@pytest.mark.parametrize("error", [TypeError("odd"), AssertionError("odd"), OSError(errno.EIO, "odd")])
+def test_error_over_one_case_is_that_cases_and_names_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    case = Case("C-1", "P-1", {"flair": tmp_path / "SMITH_JOHN" / "flair.nii.gz"})
+
+    def fail(*_: object) -> None:
+        raise type(error)(*error.args, str(case.images["flair"])) from ValueError("SMITH_JOHN")
+
+    monkeypatch.setattr(stage, "prepare_case", fail)
+    caplog.set_level("INFO")
+    problem = stage._outcome((case, tmp_path / "C-1", stage.recipe_of(make_config(tmp_path)), True))
+    assert problem is not None and problem["error"] == type(error).__name__ and "odd" in problem["message"]
+    assert "SMITH" not in problem["message"] + caplog.text and type(error).__name__ in caplog.text
+
+
+def test_full_disk_is_no_fault_of_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(stage, "prepare_case", fail)
+    with pytest.raises(OSError, match="no space left"):
+        stage._outcome((Case("a", "a", {}), tmp_path / "a", stage.recipe_of(make_config(tmp_path)), False))
 
 
 def test_stage_prepares_a_case_again_when_its_scan_changed_in_between(tmp_path: Path) -> None:

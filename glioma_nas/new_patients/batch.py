@@ -180,6 +180,8 @@ def _serve(
         _logger.info("case %s failed", case.case_id)
         return Outcome(case.case_id, "failed", None, told(str(err), case, run), markers)
     except LIBRARY_ERRORS as err:
-        _logger.info("case %s failed", case.case_id, exc_info=True)
+        # A traceback quotes paths, in which patients are apt to stand.
+        hidden = run.config.cohort.hash_ids
+        _logger.info("case %s failed: %s", case.case_id, type(err).__name__, exc_info=not hidden)
         return Outcome(case.case_id, "failed", None, unexpected(err, case, run), markers)
     return Outcome(case.case_id, "predicted", record, "", markers)

@@ -8,6 +8,7 @@ recipe are unchanged.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -33,6 +34,10 @@ from glioma_nas.quality_page import QUALITY_PAGE, write_quality_report
 from glioma_nas.worker_pool import outcomes
 
 PROBLEMS_FILE = "problems.json"
+
+_CASE_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, ArithmeticError, LookupError, MemoryError, OSError)
+# The run's own disk is full or cannot be written; any other trouble of the system with a file is that file's.
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 _logger = logging.getLogger(__name__)
 
@@ -204,8 +209,11 @@ def _outcome(task: tuple[Case, Path, Recipe, bool]) -> dict[str, str] | None:
     except GliomaNasError as err:
         message = without_paths(str(err), case) if hidden else str(err)
         return {"case_id": case.case_id, "error": type(err).__name__, "message": message}
-    except (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError) as err:
-        _logger.info("case %s: %s", case.case_id, err, exc_info=True)
+    except _CASE_ERRORS as err:
+        if isinstance(err, OSError) and err.errno in _DISK_ERRORS:
+            raise
+        # A traceback quotes paths, in which patients are apt to stand.
+        _logger.info("case %s: %s", case.case_id, type(err).__name__ if hidden else err, exc_info=not hidden)
         text = one_line(err, case, hidden=hidden)
         message = f"case {case.case_id}: {type(err).__name__} in a preprocess step: {text}"
         return {"case_id": case.case_id, "error": type(err).__name__, "message": message}
