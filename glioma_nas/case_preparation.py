@@ -277,11 +277,14 @@ def _write_grids(folder: Path, case: Case, scans: Mapping[str, Volume], recipe: 
         write_mask(folder / NATIVE_MASK_FILE, read_mask(case.mask, recipe.mask_labels).data, like=case.mask)
 
 
-def _fingerprints(case: Case) -> dict[str, list[Any]]:
+def _fingerprints(case: Case) -> dict[str, str]:
     # Sizes and times, not contents: they only decide whether an interrupted run may reuse what it made minutes ago.
     files: Sequence[tuple[str, Path | None]] = [*sorted(case.images.items()), ("mask", case.mask)]
     stats = [(name, path, path.stat()) for name, path in files if path is not None and path.is_file()]
-    return {name: [sha256_text(str(path))[:16], stat.st_size, stat.st_mtime_ns] for name, path, stat in stats}
+    # In one digest: of a path alone it could be tried out who the patient is, and a size and a time tell a file apart.
+    return {
+        name: sha256_text(canonical_json([str(path), stat.st_size, stat.st_mtime_ns])) for name, path, stat in stats
+    }
 
 
 def _write_array(path: Path, array: npt.NDArray[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 
 from glioma_nas import registry
+from glioma_nas.case_preparation import _fingerprints
 from glioma_nas.cohort import Case
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import CohortError, GliomaNasError, LabelError, LeakageError, UnknownNameError
+from glioma_nas.files import sha256_text
 from glioma_nas.grids import rotation_about
 from glioma_nas.pipeline import Pipeline, results_of
 from glioma_nas.prepared import PreparedCohort
@@ -240,6 +243,15 @@ def test_error_over_one_case_is_that_cases_and_names_nobody(
     problem = stage._outcome((case, tmp_path / "C-1", stage.recipe_of(make_config(tmp_path)), True))
     assert problem is not None and problem["error"] == type(error).__name__ and "odd" in problem["message"]
     assert "SMITH" not in problem["message"] + caplog.text and type(error).__name__ in caplog.text
+
+
+def test_prepared_case_tells_neither_path_nor_time_of_its_scans(tmp_path: Path) -> None:
+    scan = tmp_path / "SMITH_JOHN.nii.gz"
+    scan.write_bytes(b"12345")
+    before = _fingerprints(Case("a", "a", {"flair": scan}))
+    assert re.fullmatch("[0-9a-f]{64}", before["flair"]) and before["flair"] != sha256_text(str(scan))
+    os.utime(scan, ns=(1, 1))
+    assert _fingerprints(Case("a", "a", {"flair": scan})) != before
 
 
 def test_full_disk_is_no_fault_of_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
