@@ -79,6 +79,17 @@ def test_marker_name_cannot_leave_the_run_folder(tmp_path: Path, name: str) -> N
         load_config(path)
 
 
+@pytest.mark.parametrize("name", ["../flair", "/flair", ".flair", "a b", ""])
+@pytest.mark.parametrize("of_marker", [False, True])
+def test_sequence_name_cannot_leave_its_folder(tmp_path: Path, name: str, of_marker: bool) -> None:
+    text = f"cohort: {{sheet: c.csv, sequences: ['{name}']}}\n"
+    if of_marker:
+        marker = f"{{column: idh, positive: m, sequences: ['{name}']}}"
+        text = f"cohort: {{sheet: c.csv}}\nclassify: {{markers: {{idh: {marker}}}}}\n"
+    with pytest.raises(ConfigError, match=r"sequences"):
+        load_config(write(tmp_path, text))
+
+
 def test_yaml_cannot_construct_objects(tmp_path: Path) -> None:
     marker = tmp_path / "owned"
     path = write(tmp_path, f"cohort: !!python/object/apply:os.system ['touch {marker}']\n")

@@ -17,9 +17,11 @@ from glioma_nas.archives import unpack
 from glioma_nas.cohort import read_cohort
 from glioma_nas.config import CohortConfig
 from glioma_nas.dicom import ImportResult, import_dicom
+from glioma_nas.dicom.importing import _convert
 from glioma_nas.dicom.sequence_rules import recognise
 from glioma_nas.dicom.series import Series, list_series
 from glioma_nas.errors import CohortError, StorageError
+from glioma_nas.files import write_json
 from glioma_nas.privacy.pseudonyms import Pseudonyms
 from glioma_nas.progress import Silent
 from glioma_nas.testing.phantoms import write_nifti
@@ -295,6 +297,18 @@ def test_one_bad_series_never_stops_the_others(export: Path, tmp_path: Path) -> 
     assert row["t1"] and not row.get("flair")
     assert any("8 of 8 files are truncated" in problem for problem in result.problems)
     assert any(": flair: " in problem for problem in result.problems)
+
+
+def test_record_of_an_import_removes_nothing_outside_its_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for path in (tmp_path / "kept.nii.gz", tmp_path / "kept.json", out / "a" / "old.nii.gz", out / "a" / "old.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    names = ["../kept.nii.gz", str(tmp_path / "kept.nii.gz"), "..", "a/old.nii.gz"]
+    write_json(out / "import.json", dict.fromkeys(names, "state"))
+    _convert([], out, 1, Silent())
+    assert (tmp_path / "kept.nii.gz").exists() and (tmp_path / "kept.json").exists()
+    assert not list((out / "a").iterdir())
 
 
 def test_folder_without_dicom_is_refused(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from glioma_nas.config.section import Section
+
+# Files are named after sequences, so a sequence must not lead out of their folder.
+SequenceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class CohortConfig(Section):
@@ -33,7 +36,7 @@ class CohortConfig(Section):
     salt_file: Path = Field(
         Path("glioma_nas.salt"), description="secret that makes the pseudonyms, made if absent; keep it, share it never"
     )
-    sequences: tuple[str, ...] = Field(
+    sequences: tuple[SequenceName, ...] = Field(
         ("t1ce", "flair"), min_length=1, description="sequences the segmentation network sees, in channel order"
     )
     missing_sequence: Literal["error", "exclude", "zero", "indicator", "drop"] = Field(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from glioma_nas.config.cohort import SequenceName
 from glioma_nas.config.section import Section
 
 
@@ -17,7 +18,7 @@ class MarkerConfig(Section):
     positive: str | None = Field(None, description="value of the positive class, for a column of words")
     threshold: float | None = Field(None, description="smallest value of the positive class, for a column of numbers")
     classifier: str = Field("idh", description="registered classifier")
-    sequences: tuple[str, ...] = ("t1ce", "flair")
+    sequences: tuple[SequenceName, ...] = ("t1ce", "flair")
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

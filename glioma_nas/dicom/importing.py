@@ -208,9 +208,11 @@ def _convert(
             contents = [sha256_file(path) for path in entry.series.files]
             wanted[f"{entry.case_id}/{entry.use}.nii.gz"] = (entry, sha256_text(f"{entry.key} {contents}"))
     for name in set(record) - set(wanted):
-        # A corrected choice must not leave the scan of the old one behind.
-        (out / name).unlink(missing_ok=True)
-        (out / name.replace(".nii.gz", ".json")).unlink(missing_ok=True)
+        # A corrected choice must not leave the scan of the old one behind. The record may come from anywhere, though,
+        # and must not make us remove a file elsewhere.
+        for old in (out / name, out / name.replace(".nii.gz", ".json")):
+            if old.is_file() and old.resolve().is_relative_to(out.resolve()):
+                old.unlink()
         del record[name]
     todo = [name for name, (_, state) in wanted.items() if record.get(name) != state or not (out / name).is_file()]
     tasks = [ConversionTask(tuple(wanted[name][0].series.files), out / name) for name in todo]
