@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from glioma_nas.errors import ConfigError
+from glioma_nas.errors import ConfigError, ExperimentError
 from glioma_nas.files import write_text
 
 PRELOAD = Path(__file__).with_name("loopback.js")
@@ -57,7 +57,11 @@ def checked_host(host: str) -> str:
 
 
 def exposed_addresses(pid: int) -> list[str]:
-    """List where a process and its children listen beyond the loopback address, as ``address:port``."""
+    """List where a process and its children listen beyond the loopback address, as ``address:port``.
+
+    Raises:
+        ExperimentError: One of them may not be looked at.
+    """
     try:
         root = psutil.Process(pid)
         processes = [root, *root.children(recursive=True)]
@@ -69,6 +73,10 @@ def exposed_addresses(pid: int) -> list[str]:
             connections = process.net_connections(kind="inet")
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
+        except psutil.AccessDenied:  # what cannot be seen is not known to be closed
+            raise ExperimentError(
+                f"refused: NNI's process {process.pid} does not show where it listens; it may be another user's"
+            ) from None
         found += [
             f"{item.laddr.ip}:{item.laddr.port}"
             for item in connections
