@@ -17,6 +17,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from nni.algorithms.hpo.evolution_tuner import EvolutionTuner
+from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
+from nni.algorithms.hpo.tpe_tuner import TpeTuner
 from nni.runtime import trial_command_channel
 
 from glioma_nas.architecture import Architecture
@@ -24,6 +27,7 @@ from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import ConfigError, DivergedError, ExperimentError, GliomaNasError, StorageError
 from glioma_nas.nni_experiments import manager
 from glioma_nas.nni_experiments.experiment_folder import (
+    TUNERS,
     ExperimentOptions,
     _nni_config,
     architecture_space,
@@ -95,6 +99,15 @@ def test_sockets_of_a_process_and_its_children_are_seen(host: str, exposed: bool
         port = server.getsockname()[1]
         found = exposed_addresses(os.getpid())
     assert (f"{host}:{port}" in found) == exposed
+
+
+def test_process_that_may_not_be_looked_at_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: psutil.Process, kind: str) -> None:
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "net_connections", denied)
+    with pytest.raises(ExperimentError, match=f"refused: NNI's process {os.getpid()} does not show where it listens"):
+        exposed_addresses(os.getpid())
 
 
 def test_environment_keeps_the_users_node_options_and_is_idempotent() -> None:
@@ -294,6 +307,21 @@ def test_space_for_tuners_gives_samples_that_trials_understand() -> None:
     del sample["branches"]
     with pytest.raises(ConfigError, match=r"the sample does not fit .* branches is in one of them only"):
         sampled_architecture(space, sample)
+
+
+@pytest.mark.parametrize(
+    ("tuner", "name"), [(TpeTuner, "TPE"), (EvolutionTuner, "Evolution"), (GridSearchTuner, "GridSearch")]
+)
+def test_tuners_sample_architectures_and_take_their_results(tuner: Any, name: str) -> None:
+    space = search_spaces.get("nasbranet")("tiny", image_size_px=32, in_channels=2, n_classes=2)
+    found = tuner(**TUNERS[name])
+    found.update_search_space(json.loads(json.dumps(architecture_space(space))))
+    for number in range(3):
+        sample = found.generate_parameters(number)
+        architecture = sampled_architecture(space, sample)
+        assert Architecture.from_json(architecture.to_json()) == architecture
+        found.receive_trial_result(number, sample, {"default": 0.1 * number})
+        found.trial_end(number, True)
 
 
 @pytest.mark.parametrize(
