@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from glioma_nas.nni_experiments.loopback import guarded_environment
+from glioma_nas.nni_experiments.loopback import exposed_addresses, guarded_environment
 from tests.nni_runs import Nni, nni_in, output_of, require_program, tensorboard_tags, until
 from tests.tiny_run import TINY_RUN, write_run
 
@@ -34,6 +35,11 @@ def nni(tmp_path: Path) -> Iterator[Nni]:
         yield found
 
 
+def trial_after_epochs(experiment: Path, count: int) -> Path | None:
+    found = (path for path in experiment.glob("trials/*/epochs.json") if len(json.loads(path.read_text())) >= count)
+    return next(found, None)
+
+
 def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_path: Path) -> None:
     experiment = tmp_path / "experiment"
     nni.call(
@@ -44,7 +50,11 @@ def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_pa
     code = "".join(path.read_text() for path in (experiment / "code").rglob("*") if path.is_file())
     assert "cohort.csv" not in code and "P001" not in code
     record = nni.start_plainly(experiment, **GUARDED)
-    epochs = until(lambda: list(experiment.glob("trials/*/epochs.json")), 120, "the first epoch of a trial")[0]
+    # Two, because a trial that began anew would be taken for one that does its only epoch again.
+    epochs = until(lambda: trial_after_epochs(experiment, 2), 120, "two epochs of a trial")
+    sockets = psutil.Process(record["pid"]).net_connections(kind="inet")
+    listening = {item.laddr.ip for item in sockets if item.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"} and not exposed_addresses(record["pid"])
     os.kill(record["pid"], signal.SIGKILL)
     done = nni.call("nni", "resume", record["id"])
     # NNI's grid proposes the interrupted trial's parameters again; that one finds the result and shows the whole curve.
