@@ -50,7 +50,8 @@ def decode(
         method: ``joint`` takes the downsampling positions with the largest product of β⁰ among the nodes that have a β
             (two inputs); ``viterbi`` takes the likelihood of the whole path, with (1-β⁰) where the scale is kept;
             ``fasterseg`` is ``joint`` within that project's ranges (three cells before the first downsampling and
-            between two, two after the last), and replaces every skip that is not removed by the next best operator.
+            between two, two after the last), and puts the next best operator in the place of strided skips and, with
+            the skip policy ``remove``, of skips that have to stay; with ``conv`` a skip at stride 1 remains.
         down_skips: What a branch does that goes down through a cell whose operator is a skip: ``keep`` the strided
             skip, or take the ``next_best`` operator.
 
