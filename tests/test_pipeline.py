@@ -118,6 +118,21 @@ def test_changed_sheet_makes_preprocessing_out_of_date(config: RunConfig, tmp_pa
     assert not Pipeline(config, tmp_path / "run", Silent()).is_done(STAGES[0])
 
 
+def test_salt_counts_by_content_where_it_hides_ids_and_not_at_all_elsewhere(config: RunConfig, tmp_path: Path) -> None:
+    def with_salt(name: str, hash_ids: bool) -> Pipeline:
+        update = {"salt_file": tmp_path / name, "hash_ids": hash_ids}
+        cohort = config.cohort.model_copy(update=update)
+        return Pipeline(config.model_copy(update={"cohort": cohort}), tmp_path / "run", Silent())
+
+    Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+    assert with_salt("elsewhere.salt", False).is_done(STAGES[0])
+    assert not with_salt("first.salt", True).is_done(STAGES[0])
+    hidden = with_salt("first.salt", True).key(STAGES[0])
+    (tmp_path / "moved.salt").write_bytes((tmp_path / "first.salt").read_bytes())
+    (tmp_path / "moved.salt").chmod(0o600)
+    assert with_salt("moved.salt", True).key(STAGES[0]) == hidden != with_salt("second.salt", True).key(STAGES[0])
+
+
 def test_input_that_was_made_again_makes_later_stages_out_of_date(config: RunConfig, tmp_path: Path) -> None:
     pipeline = Pipeline(config, tmp_path / "run", Silent())
     pipeline.run(["preprocess"])
