@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401  # first: nni.nas.oneshot before it leaves NNI's one-shot strategies unusable
@@ -37,8 +37,8 @@ class Relaxation:
         weights: Mutable label → weights over the choice's values in their order, shape (n,), float32, non-negative, sum
             1. One-hot weights select; soft weights mix and carry gradient to the architecture parameters.
         values: Label → value used in this pass, for mutables inside layer arguments (widths).
-        gates: Label → scalar tensor of value 1 whose gradient reaches the width parameters (straight-through
-            estimator). Labels without a gate are constants in this pass.
+        gates: Label → straight-through one-hot of the value used, shape (n,): its gradient reaches the width
+            parameters, see `channel_mask`. Labels without a gate are constants in this pass.
         auxiliary_skip: Weight of a skip connection without parameters beside every mixture of operators; 0 for none.
     """
 
@@ -132,6 +132,28 @@ def weighted_sum(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def channel_mask(gate: Tensor, channels: Sequence[int]) -> Tensor:
+    """Return a mask over the widest choice's channels: 1 for those that the gate's width has, 0 for the others.
+
+    Channel c carries Σ of the gates of all widths that have it. With the straight-through one-hot of a sample, what
+    passes is the sampled width's, and every width's gate gets the gradient of its own channels, those that were turned
+    off included. One factor 1 for all channels of a sampled width would carry none: batch norm undoes what scales
+    a whole tensor.
+
+    Args:
+        gate: Straight-through one-hot over the widths, shape (n,).
+        channels: Channels of each width, increasing.
+
+    Returns:
+        Shape (channels[-1],).
+
+    Reference: Wan et al., FBNetV2, CVPR 2020, sec. 3.2 (channel masks).
+    """
+    from_width_on = gate.flip(0).cumsum(0).flip(0)
+    blocks = torch.tensor([channels[0], *(wide - narrow for narrow, wide in pairwise(channels))], device=gate.device)
+    return from_width_on.repeat_interleave(blocks, output_size=channels[-1])
+
+
 def add_auxiliary_skip(mixture: Any, x: Any, weight: float) -> Any:
     """Return ``mixture + weight·x``, with ``x`` brought to the mixture's shape without any parameter.
 
@@ -218,7 +240,7 @@ class SlotPolicy(MixedOperationSamplingPolicy):
 
     Args:
         slot: Where the relaxation stands.
-        operation: The sliced layer; the gates of the choices in its arguments, scalars of value 1, multiply its output.
+        operation: The sliced layer; the active gates of the choices in its arguments multiply its output.
         memo: Not used.
         mutate_kwargs: Not used.
     """
@@ -235,7 +257,8 @@ class SlotPolicy(MixedOperationSamplingPolicy):
         return operation.init_arguments[name]
 
     def _gate(self, operation: nn.Module, inputs: Any, output: Any) -> Any:
-        gates = [self._slot.current.gates[label] for label in self._labels if label in self._slot.current.gates]
+        current = self._slot.current
+        gates = [current.gates[label].max() for label in self._labels if label in current.gates]
         if not gates or not isinstance(output, Tensor):
             return output
         return output * torch.stack(gates).prod()

@@ -173,7 +173,7 @@ class NASBraNet(FixedParts, ModelSpace):
         if slot is None:
             return []
         fixed = self.fixed_choices
-        active = ActiveWidths(slot, fixed)
+        active = ActiveWidths(slot, fixed, self.layout.widths)
         unknown = [name for name in strategy.architectures if name not in fixed and len(self.layout.end_widths) > 1]
         if unknown:
             raise ArchitectureError(
@@ -217,11 +217,9 @@ class NASBraNet(FixedParts, ModelSpace):
 
     def _final_features(self, x: Tensor) -> dict[int, Tensor]:
         layout = self.layout
-        gates: Mapping[str, Tensor] = {}
         needed = {cell: {1, 2} for cell in layout.cells}
         if self._active is not None:
-            current = self._active.slot.current
-            gates, needed = current.gates, needed_strides(layout, current)
+            needed = needed_strides(layout, self._active.slot.current)
         keep: dict[Cell, Tensor | None] = {}
         down: dict[Cell, Tensor | None] = {}
         if self._active is not None:
@@ -232,8 +230,8 @@ class NASBraNet(FixedParts, ModelSpace):
             # Popped, so that memory holds the features of two layers and not of all.
             finer = down.pop(sources[FROM_FINER]) if FROM_FINER in sources else None
             same = keep.pop(sources[FROM_SAME]) if FROM_SAME in sources else None
-            gate = gates.get(f"width_{cell.name}")
-            keep[cell], down[cell] = self.cells[cell.name](finer, same if sources else stem, gate, needed[cell])
+            mask = None if self._active is None else self._active.mask(f"width_{cell.name}", cell.scale)
+            keep[cell], down[cell] = self.cells[cell.name](finer, same if sources else stem, mask, needed[cell])
         return {scale: output for scale in layout.scales if (output := keep[Cell(scale, layout.n_layers)]) is not None}
 
     # What the rest of the project asks for --------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def _pass_bytes(
     }
     values = {label: allowed[-1] for label, allowed in layout.choices.items() if label.startswith("width")}
     # Widths are searched in architecture steps only; their gates keep each node's input once more.
-    gates = {} if train_weights else {label: torch.ones((), requires_grad=True) for label in values}
+    gates = {} if train_weights else {label: _widest(len(layout.choices[label])) for label in values}
     for parameter in space.parameters():
         parameter.requires_grad_(train_weights)
     with slot.using(Relaxation(architecture, weights, values, gates)), saved_bytes(space) as saved:
@@ -143,6 +143,12 @@ def _pass_bytes(
         losses = [logits.log_softmax(1).square().mean() for logits in outputs.values()]
     del losses
     return saved.total
+
+
+def _widest(n_widths: int) -> torch.Tensor:
+    gate = torch.zeros(n_widths)
+    gate[-1] = 1.0
+    return gate.requires_grad_()
 
 
 def _gb(n_bytes: int) -> str:

@@ -10,7 +10,7 @@ Chen et al., FasterSeg, ICLR 2020 (searchable superkernel).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401  # first: nni.nas.oneshot before it leaves NNI's one-shot strategies unusable
@@ -22,7 +22,7 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
 from glioma_nas.errors import ArchitectureError
-from glioma_nas.relaxation import RelaxationSlot
+from glioma_nas.relaxation import RelaxationSlot, channel_mask
 
 MutationHook = Callable[[nn.Module, str, dict[str, Any], dict[str, Any]], Any]
 
@@ -46,14 +46,19 @@ class SilentSuperNetModule(BaseSuperNetModule):
 class ActiveWidths:
     """Answer which width a label has in the pass that runs now.
 
+    Where the choice itself has a gradient (its gate), the widest one runs and a mask turns off what the sampled width
+    has not: without the channels of the other widths there would be nothing to compare.
+
     Args:
         slot: Where the strategy puts its choices.
         fixed: Architecture name → label → value that is never searched.
+        widths: Values of every choice that has a gate, increasing.
     """
 
-    def __init__(self, slot: RelaxationSlot, fixed: Mapping[str, Mapping[str, int]]) -> None:
+    def __init__(self, slot: RelaxationSlot, fixed: Mapping[str, Mapping[str, int]], widths: Sequence[int]) -> None:
         self.slot = slot
         self._fixed = fixed
+        self._widths = tuple(widths)
 
     def __call__(self, label: str) -> Any:
         """Return the active value of ``label``; a fixed choice of the architecture comes before the strategy's.
@@ -69,7 +74,14 @@ class ActiveWidths:
             raise ArchitectureError(
                 f"the relaxation of '{current.architecture}' gives no value for '{label}'; put one into its `values`"
             )
+        if label in current.gates:
+            return self._widths[-1]
         return current.values[label]
+
+    def mask(self, label: str, unit: int) -> Tensor | None:
+        """Return the mask over a node's ``unit``·width channels, see `channel_mask`; none without a gate."""
+        gate = self.slot.current.gates.get(label)
+        return None if gate is None else channel_mask(gate, [width * unit for width in self._widths])
 
 
 class ChannelRule:

@@ -64,7 +64,7 @@ class SearchCell(nn.Module):
         self,
         finer: Tensor | None,
         same: Tensor | None,
-        gate: Tensor | None = None,
+        width_mask: Tensor | None = None,
         strides: Collection[int] = (1, 2),
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return keep output (N, C, H, W) and down output (N, C', H/2, W/2); none where it is not needed or not there.
@@ -72,7 +72,8 @@ class SearchCell(nn.Module):
         Args:
             finer: Down output of the finer neighbour in the layer before, if there is one.
             same: Keep output of the same scale in the layer before, if there is one.
-            gate: Scalar 1 that carries the gradient of the node's width choice.
+            width_mask: Shape (C,): turns the channels off that the node's sampled width has not, and carries the
+                gradient of the choice; see `channel_mask`.
             strides: Which outputs are needed: 1 keep, 2 down.
         """
         if not strides:
@@ -80,8 +81,8 @@ class SearchCell(nn.Module):
         inputs = [source for source in (finer, same) if source is not None]
         if self.merge == "input" and len(inputs) == 2 and self.input is not None:
             inputs = [self.input(inputs)]
-        if gate is not None:
-            inputs = [x * gate for x in inputs]
+        if width_mask is not None:
+            inputs = [x * width_mask.to(x.dtype)[:, None, None] for x in inputs]
         with sharing_halves() if self.fused else nullcontext():
             keep = self._output(self.keep, inputs) if 1 in strides else None
             down = self._output(self.down, inputs) if 2 in strides and self.down is not None else None

@@ -176,7 +176,7 @@ class ArchitectureParameters(nn.Module):
                 hard = nn.functional.gumbel_softmax(soft, tau=temperature, hard=True)
                 index = int(hard.argmax())
                 if differentiable:
-                    gates[label] = hard[index]
+                    gates[label] = hard
             elif width == "sampled":
                 index = len(options) - 1
             else:

@@ -66,7 +66,10 @@ def soft(
     }
     weights = {label: torch.softmax(parameter, 0) for label, parameter in parameters.items()}
     widths = {label: values for label, values in layout.choices.items() if label.startswith("width_s")}
-    gates = {label: torch.ones((), requires_grad=True) for label in widths}
+    gates = {label: torch.zeros(len(allowed)) for label, allowed in widths.items()}
+    for gate in gates.values():
+        gate[width_index] = 1.0
+        gate.requires_grad_()
     values = {label: allowed[width_index] for label, allowed in widths.items()}
     return Relaxation(architecture, weights, values, gates), parameters, gates
 

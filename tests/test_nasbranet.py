@@ -4,6 +4,7 @@ import copy
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import nn
 from glioma_nas.architecture import Architecture
 from glioma_nas.errors import ArchitectureError, UnknownNameError
 from glioma_nas.registry import search_spaces
+from glioma_nas.relaxation import channel_mask
 from glioma_nas.search_spaces.layout import THESIS_OPERATORS
 from glioma_nas.search_spaces.nasbranet import NASBraNet
 from glioma_nas.search_spaces.super_kernel import SlicedConv2d, SwitchableBatchNorm2d
@@ -141,7 +143,7 @@ def test_supernet_is_deterministic() -> None:
 
 def test_gradient_reaches_every_architecture_parameter_and_gate() -> None:
     space, slot = tiny_supernet()
-    relaxation, parameters, gates = soft(space.layout, "student")
+    relaxation, parameters, gates = soft(space.layout, "student", width_index=1)
     with slot.using(relaxation):
         loss = sum(logits.square().mean() for logits in space.train()(IMAGE).values())
     loss.backward()
@@ -149,7 +151,62 @@ def test_gradient_reaches_every_architecture_parameter_and_gate() -> None:
         if label != "branches":
             assert parameter.grad is not None and bool(parameter.grad.any()), label
     for label, gate in gates.items():
-        assert gate.grad is not None and float(gate.grad) != 0, label
+        assert gate.grad is not None and float(gate.grad[1] - gate.grad[0]) != 0, label
+
+
+def width_gradients(epsilon: float, width_index: int, **options: Any) -> torch.Tensor:
+    """Return the gradient of every gate, shape (nodes, widths), with one epsilon for all batch norms."""
+    space, slot = tiny_supernet(**options)
+    for module in space.double().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = epsilon
+    relaxation, _, gates = soft(space.layout, "student", width_index)
+    with slot.using(relaxation):
+        loss = sum((logits - 1).square().mean() for logits in space.train()(IMAGE.double()).values())
+    loss.backward()
+    return torch.stack([gate.grad for gate in gates.values() if gate.grad is not None])
+
+
+@pytest.mark.parametrize("merge", ["input", "output"])
+@pytest.mark.parametrize("width_index", [0, 1])
+def test_gradient_of_widths_is_no_leftover_of_batch_norms_epsilon(merge: str, width_index: int) -> None:
+    # Batch norm undoes a factor on all active channels but for ε: what tells widths apart must not fall with ε.
+    usual, small = (width_gradients(epsilon, width_index, merge=merge).diff(dim=1) for epsilon in (1e-5, 1e-12))
+    assert usual.shape == (len(NASBraNet("tiny").variable_groups()["width"]), 1)
+    assert bool((small != 0).all())
+    assert 0.5 < float(small.norm() / usual.norm()) < 2
+
+
+def test_gradient_of_a_width_that_was_not_sampled_is_that_of_turning_its_channels_on() -> None:
+    space, slot = tiny_supernet()
+    space.double()
+    relaxation, _, gates = soft(space.layout, "student", 0)
+    label = next(iter(gates))
+
+    def loss(wider: float) -> torch.Tensor:
+        gate = torch.tensor([1.0, wider], dtype=torch.float64, requires_grad=True)
+        others = {name: other.detach() for name, other in gates.items()}
+        constant = {name: weight.detach() for name, weight in relaxation.weights.items()}
+        with slot.using(replace(relaxation, weights=constant, gates={**others, label: gate})):
+            value = sum((logits - 1).square().mean() for logits in space.train()(IMAGE.double()).values())
+        value.backward()
+        assert gate.grad is not None
+        slopes.append(float(gate.grad[1]))
+        return value.detach()
+
+    slopes: list[float] = []
+    step = 1e-6
+    loss(0.0)
+    measured = float(loss(step) - loss(-step)) / (2 * step)
+    assert slopes[0] == pytest.approx(measured, rel=1e-3)
+
+
+def test_width_mask_passes_the_sampled_channels_and_gives_each_width_the_gradient_of_its_own() -> None:
+    gate = torch.tensor([0.0, 1.0, 0.0], requires_grad=True)
+    mask = channel_mask(gate, [2, 3, 5])
+    assert mask.tolist() == [1.0, 1.0, 1.0, 0.0, 0.0]
+    (mask * torch.tensor([1.0, 10.0, 100.0, 1000.0, 10000.0])).sum().backward()
+    assert gate.grad is not None and gate.grad.tolist() == [11.0, 111.0, 11111.0]
 
 
 def test_stem_and_heads_belong_to_one_architecture_and_cells_to_both() -> None:
@@ -224,7 +281,7 @@ def test_one_hot_supernet_equals_derived_network_for_random_samples(merge: str) 
 
 def test_merge_output_runs_a_cell_on_both_inputs_and_mixes_what_comes_out() -> None:
     space, slot = tiny_supernet(merge="output", operators=["conv3x3"])
-    relaxation, *_ = soft(space.layout, "student")
+    relaxation = replace(soft(space.layout, "student")[0], gates={})
     cell = space.eval().cells["s4_l3"]
     finer, same = torch.randn(2, 1, 8, 8, 8)
     with slot.using(relaxation), torch.no_grad():

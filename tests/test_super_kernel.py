@@ -17,7 +17,7 @@ from glioma_nas.search_spaces.super_kernel import (
 )
 
 SLOT = RelaxationSlot()
-ACTIVE = ActiveWidths(SLOT, {"teacher": {"ends": 4}})
+ACTIVE = ActiveWidths(SLOT, {"teacher": {"ends": 4}}, (2, 4))
 
 
 def choice(label: str = "w") -> nni.mutable.Categorical:
