@@ -134,7 +134,7 @@ def _pass_bytes(
     }
     values = {label: allowed[-1] for label, allowed in layout.choices.items() if label.startswith("width")}
     # Widths are searched in architecture steps only; their gates keep each node's input once more.
-    gates = {} if train_weights else {label: _widest(len(layout.choices[label])) for label in values}
+    gates = {} if train_weights else {label: _widest(layout, label, image.device) for label in values}
     for parameter in space.parameters():
         parameter.requires_grad_(train_weights)
     with slot.using(Relaxation(architecture, weights, values, gates)), saved_bytes(space) as saved:
@@ -145,10 +145,9 @@ def _pass_bytes(
     return saved.total
 
 
-def _widest(n_widths: int) -> torch.Tensor:
-    gate = torch.zeros(n_widths)
-    gate[-1] = 1.0
-    return gate.requires_grad_()
+def _widest(layout: Layout, label: str, device: torch.device) -> torch.Tensor:
+    n_widths = len(layout.choices[label])
+    return torch.tensor([0.0] * (n_widths - 1) + [1.0], device=device, requires_grad=True)
 
 
 def _gb(n_bytes: int) -> str:
