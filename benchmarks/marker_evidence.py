@@ -1,13 +1,18 @@
 """Does the marker machinery find what is there, and only that? On a synthetic cohort, whose answers are known.
 
-    python benchmarks/marker_evidence.py --out runs/evidence
+    python benchmarks/marker_evidence.py --out runs/evidence0
+    python benchmarks/marker_evidence.py --out runs/evidence1 --cohort-seed 1   # other patients; then 2, 3 …
+    python benchmarks/marker_evidence.py --pool runs/evidence0 runs/evidence1
 
 About 15 minutes of one idle core with the defaults (96 patients, three folds, three seeds); it says what is left, and
-the same command goes on where it was cut off. With true masks, out-of-fold by patient:
+the same command goes on where it was cut off. ``--pool A B C`` reads what was found in several cohorts: other patients,
+folds and trainings, which makes them independent, as seeds on one cohort are not. With true masks, out-of-fold by
+patient:
 
 * IDH is planted in the images: is the interval of its AUC above 0.7 (images and mask only, no age)?
 * The mask helps: over seeds, is MIX (images and mask) better than IMG (images)?
-* MGMT leaves no trace but goes with IDH: is its AUC among patients of the same IDH status at one half?
+* MGMT leaves no trace but goes with IDH: is its AUC among patients of the same IDH status at one half? (Without holding
+  IDH fixed it must be above one half, because images tell IDH.)
 * KiNet runs in all eight ablations of {multi-scale loss, Merge-IN, metadata} on Ki67, one seed.
 
 Small networks, short trainings, and no inner folds: the AUC needs no threshold. They say that the software works, not
@@ -26,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from glioma_nas.binary_statistics import bootstrap_interval
 from glioma_nas.config import RunConfig, parse_config
@@ -123,13 +129,19 @@ def cross_validate(job: Job, cases: list[MarkerCase], cohort: PreparedCohort, co
 def main() -> None:
     """Run everything and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--pool", type=Path, nargs="+", help="folders of finished evidence, one for each cohort")
     parser.add_argument("--patients", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--cohort-seed", type=int, default=0, help="another one draws other patients")
-    parser.add_argument("--only", choices=("idh", "mgmt", "kinet"), help="one question alone")
+    parser.add_argument("--only", choices=("idh", "mgmt", "kinet"), nargs="+", help="these questions alone")
     arguments = parser.parse_args()
+    if (arguments.out is None) == (arguments.pool is None):
+        parser.error("give --out, or --pool with folders that --out has filled")
+    if arguments.pool is not None:
+        pool(arguments.pool, arguments.seeds)
+        return
     config = prepare(arguments.out, arguments.patients, arguments.epochs, arguments.cohort_seed)
     cohort = PreparedCohort.load(arguments.out / "run" / "preprocess")
     # Finished folds are read back, so the folder must not be of other settings or slices.
@@ -149,7 +161,9 @@ def main() -> None:
     idh = {case.patient_id: str(case.labels["idh"]) for case in cohort.cases.values()}
     found: dict[tuple[str, int], pd.DataFrame] = {}
     rows = []
-    wanted = [job for job in jobs(arguments.seeds) if arguments.only is None or job.name.startswith(arguments.only)]
+    wanted = [
+        job for job in jobs(arguments.seeds) if arguments.only is None or job.name.split("_")[0] in arguments.only
+    ]
     with make_progress() as progress, progress.task("cross-validations", len(wanted)) as task:
         for job in wanted:
             started = time.process_time()
@@ -178,6 +192,64 @@ def main() -> None:
     mix, image = (mean_over_seeds(found, name, arguments.seeds) for name in ("idh_MIX", "idh_IMG"))
     gap = paired_delong(mix["label"], mix["probability"], image["probability"])
     print(f"MIX minus IMG, seeds averaged: {gap.difference:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})")
+
+
+def pool(folders: list[Path], seeds: int) -> None:
+    """Print what several cohorts say together: means over cohorts with Student's interval, a cohort being one draw."""
+    within: dict[str, list[float]] = {"idh_MIX": [], "idh_IMG": [], "mgmt_MIX": []}
+    gaps, better, every = [], 0, []
+    for folder in folders:
+        sheet = pd.read_csv(folder / "cohort" / "cohort.csv", dtype=str).set_index("patient_id")["idh"]
+        status = {str(patient): str(value) for patient, value in sheet.items()}
+        found = {(name, seed): _stored(folder, name, seed) for name in within for seed in range(seeds)}
+        averaged = {name: mean_over_seeds(found, name, seeds) for name in within}
+        for name, patients in averaged.items():
+            row = figures(Job(name, "", "", {}, -1), patients, status)
+            print(folder.name, line(row))
+            within[name].append(row.get("auc_same_idh", row["auc"]))
+        mgmt = averaged["mgmt_MIX"]
+        groups = [f"{folder.name} {status[patient]}" for patient in mgmt["patient_id"]]
+        every.append(mgmt.assign(group=groups))
+        own = [
+            auc(found["idh_MIX", seed]["label"], found["idh_MIX", seed]["probability"])
+            - auc(found["idh_IMG", seed]["label"], found["idh_IMG", seed]["probability"])
+            for seed in range(seeds)
+        ]
+        better += sum(gap > 0 for gap in own)
+        gaps.append(float(np.mean(own)))
+        print(folder.name, "MIX minus IMG by seed:", ", ".join(f"{gap:+.3f}" for gap in own))
+    print(f"{len(folders)} cohorts; means over cohorts with Student's 95 % interval:")
+    print("  IDH, MIX:", _student(within["idh_MIX"]))
+    print("  IDH, IMG:", _student(within["idh_IMG"]))
+    print(f"  MIX minus IMG: {_student(gaps)}; MIX is better in {better} of {len(folders) * seeds} trainings")
+    print("  MGMT among patients of the same IDH status:", _student(within["mgmt_MIX"]))
+    patients = pd.concat(every)
+    for words, groups in (
+        ("the same over all pairs", patients["group"]),
+        ("and of the same test fold", patients["group"] + " " + patients["fold"].astype(str)),
+    ):
+        whole = auc_within(patients["label"], patients["probability"], groups.tolist())
+        low, high = bootstrap_interval(
+            patients["label"],
+            [patients["probability"], groups],
+            auc_within,
+            samples=DRAWS,
+            generator=numpy_generator(0, "evidence"),
+        )
+        print(f"  {words}: {whole:.3f} ({low:.3f} to {high:.3f}, bootstrap over {len(patients)} patients)")
+
+
+def _stored(folder: Path, name: str, seed: int) -> pd.DataFrame:
+    files = sorted((folder / "jobs" / f"{name}_seed{seed}").glob("fold*/predictions.csv"))
+    if not files:
+        raise SystemExit(f"{folder}: holds no {name} of seed {seed}; run --out {folder} to its end first")
+    return patient_level(pd.concat([pd.read_csv(file, dtype={"patient_id": str}) for file in files]))
+
+
+def _student(values: list[float]) -> str:
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    half = float(student.ppf(0.975, len(values) - 1)) * error
+    return f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
 
 
 def mean_over_seeds(found: Mapping[tuple[str, int], pd.DataFrame], name: str, seeds: int) -> pd.DataFrame:

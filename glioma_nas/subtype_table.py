@@ -127,9 +127,28 @@ def subtype_rows(
         "n_called": len(called),
         "n_comparable": len(comparable),
         "n_agree_with_known_markers": agree,
+        "outcomes": _outcomes(table),
+        "next_tests": {str(name): int(n) for name, n in table["next_test"].value_counts().items()},
         "disclaimer": rules.integrate({}).disclaimer,
     }
     return table, summary
+
+
+def _outcomes(table: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = []
+    for call, group in table.fillna({"call": "none"}).groupby("call", sort=True):
+        known = group[group["from_known_markers"].notna()]
+        agree = int((known["from_known_markers"] == call).sum())
+        rows.append(
+            {
+                "call": str(call),
+                "n": len(group),
+                "mean_probability": round(float(group["probability"].mean()), 4),
+                "n_comparable": None if call == "none" else len(known),
+                "n_agree_with_known_markers": None if call == "none" else agree,
+            }
+        )
+    return rows
 
 
 def subtype_of(config: SubtypeConfig, probabilities: Mapping[str, float], cells: Mapping[str, str]) -> dict[str, Any]:

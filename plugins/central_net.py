@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from glioma_nas.errors import ConfigError, StorageError, did_you_mean
+from glioma_nas.errors import StorageError
 from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
 from glioma_nas.plugins.backbones import backbone_design, pooled
+from glioma_nas.plugins.ki67 import Ki67Evaluator, ki67_inputs
 from glioma_nas.plugins.metadata_head import MetadataHead
 from glioma_nas.registry import classifiers
-from glioma_nas.slice_classifier import WEIGHTS_FILE, SliceAttention, SliceClassifierEvaluator, SliceNetwork
+from glioma_nas.slice_classifier import WEIGHTS_FILE, SliceAttention, SliceNetwork
 
 BRANCHES = ("t1c", "central", "t2f")
 PRESETS: Mapping[str, str] = {"small": "small_resnest", "full": "resnest50"}
@@ -62,8 +63,8 @@ class CentralNet(SliceNetwork):
 
     def forward(self, image: Tensor, mask: Tensor, metadata: Tensor) -> Mapping[str, Tensor]:
         """Return logits ``t1c``, ``t2f`` and ``final``, float32 (N,), and ``attention`` if wanted."""
-        t1c, t2f = torch.cat([image[:, 0:1], mask], dim=1), torch.cat([image[:, 1:2], mask], dim=1)
-        inputs = {"t1c": t1c, "central": torch.cat([t1c, t2f], dim=1), "t2f": t2f}
+        t1c, t2f, both = ki67_inputs(image, mask)
+        inputs = {"t1c": t1c, "central": both, "t2f": t2f}
         maps = {name: self.stems[name](inputs[name]) for name in BRANCHES}
         for number in range(1, N_STAGES + 1):
             merged = torch.stack([self.fusion[number - 1, k] * maps[name] for k, name in enumerate(BRANCHES)]).sum(0)
@@ -89,11 +90,11 @@ class CentralNet(SliceNetwork):
 
 
 @classifiers.register("central_net")
-class CentralNetEvaluator(SliceClassifierEvaluator):
+class CentralNetEvaluator(Ki67Evaluator):
     """CentralNet for Ki67: T1c and FLAIR branches and a central one, merged by learnt weighted sums.
 
     Args:
-        settings: What all classifiers are told; ``sequences`` are T1c and FLAIR, in this order.
+        settings: See `Ki67Evaluator`.
         study: What `evaluate` works on.
         preset: ``small`` for CPUs, or ``full``.
         metadata: Use age and sex.
@@ -103,6 +104,9 @@ class CentralNetEvaluator(SliceClassifierEvaluator):
     Raises:
         ConfigError: An option has a value that is not allowed, or there are not exactly two sequences.
     """
+
+    name = "central_net"
+    presets = PRESETS
 
     def __init__(
         self,
@@ -114,20 +118,12 @@ class CentralNetEvaluator(SliceClassifierEvaluator):
         aggregate: str = "mean",
         weight_decay: float = 1e-2,
     ) -> None:
-        super().__init__(settings, study=study, aggregate=aggregate, weight_decay=weight_decay)
-        if preset not in PRESETS:
-            raise ConfigError(f"unknown preset '{preset}': {did_you_mean(preset, PRESETS)}")
-        if len(settings.sequences) != 2:
-            raise ConfigError(
-                f"classifier 'central_net' takes two sequences, T1c then FLAIR, got {', '.join(settings.sequences)}; "
-                "set sequences: [t1ce, flair] in the marker"
-            )
-        self.preset = preset
+        super().__init__(settings, study=study, preset=preset, aggregate=aggregate, weight_decay=weight_decay)
         self.metadata = metadata
 
     def options(self) -> dict[str, Any]:
         """See `MarkerEvaluator.options`."""
-        return {"preset": self.preset, "metadata": self.metadata, **super().options()}
+        return {"metadata": self.metadata, **super().options()}
 
     def build_network(self, *, pretrained: bool) -> SliceNetwork:
         """See `SliceClassifierEvaluator.build_network`."""

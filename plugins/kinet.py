@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glioma_nas.errors import ConfigError, did_you_mean
 from glioma_nas.marker_study import ClassifierSettings, MarkerStudy
 from glioma_nas.plugins.backbones import ShallowStem, pooled, residual_stage
+from glioma_nas.plugins.ki67 import Ki67Evaluator, ki67_inputs
 from glioma_nas.plugins.metadata_head import MetadataHead
 from glioma_nas.plugins.split_attention import SplitAttentionBlock
 from glioma_nas.registry import classifiers
-from glioma_nas.slice_classifier import SliceAttention, SliceClassifierEvaluator, SliceNetwork
+from glioma_nas.slice_classifier import SliceAttention, SliceNetwork
 
 SCALE_WEIGHTS: Mapping[str, float] = {"s1": 0.025, "s2": 0.025, "s3": 0.2, "s4": 0.35, "final": 0.4}
 """β of eq. 5-2: the main branch's classifiers."""
@@ -107,12 +107,9 @@ class KiNet(SliceNetwork):
 
     def forward(self, image: Tensor, mask: Tensor, metadata: Tensor) -> Mapping[str, Tensor]:
         """Return logits ``t1c``, ``t2f``, ``s1`` … ``s4``, ``final``, float32 (N,), and ``attention`` if wanted."""
-        t1c_in = torch.cat([image[:, 0:1], mask], dim=1)
-        t2f_in = torch.cat([image[:, 1:2], mask], dim=1)
+        t1c_in, t2f_in, merge_in = ki67_inputs(image, mask)
         t1c, t2f = self.t1c_stem(t1c_in), self.t2f_stem(t2f_in)
-        shallow = [t1c, t2f]
-        if self.merge_stem is not None:
-            shallow = [t1c, self.merge_stem(torch.cat([t1c_in, t2f_in], dim=1)), t2f]
+        shallow = [t1c, t2f] if self.merge_stem is None else [t1c, self.merge_stem(merge_in), t2f]
         t1c, t2f = self.t1c_stages[0](t1c), self.t2f_stages[0](t2f)
         main = self.main_stages[0](torch.cat(shallow, dim=1))
         scales = [main]
@@ -154,11 +151,11 @@ class KiNet(SliceNetwork):
 
 
 @classifiers.register("kinet")
-class KiNetEvaluator(SliceClassifierEvaluator):
+class KiNetEvaluator(Ki67Evaluator):
     """KiNet for Ki67: T1c and FLAIR branches, a main branch judged at four scales, age and sex.
 
     Args:
-        settings: What all classifiers are told; ``sequences`` are T1c and FLAIR, in this order.
+        settings: See `Ki67Evaluator`.
         study: What `evaluate` works on.
         preset: ``small`` for CPUs, or ``full``.
         multi_scale: See `KiNet`; with the two below, the 2³ ablation of table 5-3.
@@ -170,6 +167,9 @@ class KiNetEvaluator(SliceClassifierEvaluator):
     Raises:
         ConfigError: An option has a value that is not allowed, or there are not exactly two sequences.
     """
+
+    name = "kinet"
+    presets = PRESETS
 
     def __init__(
         self,
@@ -183,28 +183,15 @@ class KiNetEvaluator(SliceClassifierEvaluator):
         aggregate: str = "mean",
         weight_decay: float = 1e-2,
     ) -> None:
-        super().__init__(settings, study=study, aggregate=aggregate, weight_decay=weight_decay)
-        if preset not in PRESETS:
-            raise ConfigError(f"unknown preset '{preset}': {did_you_mean(preset, PRESETS)}")
-        if len(settings.sequences) != 2:
-            raise ConfigError(
-                f"classifier 'kinet' takes two sequences, T1c then FLAIR, got {', '.join(settings.sequences)}; "
-                "set sequences: [t1ce, flair] in the marker"
-            )
-        self.preset = preset
+        super().__init__(settings, study=study, preset=preset, aggregate=aggregate, weight_decay=weight_decay)
         self.multi_scale = multi_scale
         self.merge_in = merge_in
         self.metadata = metadata
 
     def options(self) -> dict[str, Any]:
         """See `MarkerEvaluator.options`."""
-        own = {
-            "preset": self.preset,
-            "multi_scale": self.multi_scale,
-            "merge_in": self.merge_in,
-            "metadata": self.metadata,
-        }
-        return {**own, **super().options()}
+        switches = {name: getattr(self, name) for name in ("multi_scale", "merge_in", "metadata")}
+        return {**switches, **super().options()}
 
     def build_network(self, *, pretrained: bool) -> SliceNetwork:
         """See `SliceClassifierEvaluator.build_network`."""

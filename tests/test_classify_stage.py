@@ -344,6 +344,11 @@ def test_classify_integrates_markers_into_a_subtype(tmp_path):
     table = pd.read_csv(tmp_path / "classify" / "subtype.csv").set_index("patient_id")
     assert len(table) == results["n_patients"] == N_PATIENTS
     assert results["n_called"] == table["call"].notna().sum() > 0
+    assert sum(row["n"] for row in results["outcomes"]) == N_PATIENTS
+    assert sum(row["n"] for row in results["outcomes"] if row["call"] != "none") == results["n_called"]
+    agree = sum(row["n_agree_with_known_markers"] or 0 for row in results["outcomes"])
+    assert agree == results["n_agree_with_known_markers"]
+    assert sum(results["next_tests"].values()) == table["next_test"].notna().sum()
     assert table.loc["patient001", "from_known_markers"] == "oligodendroglioma, IDH-mutant and 1p/19q-codeleted"
     assert table.loc["patient003", "from_known_markers"] == "astrocytoma, IDH-mutant"
     assert table.loc["patient000", "from_known_markers"] == "diffuse glioma, IDH-wildtype, NOS"

@@ -273,6 +273,7 @@ def test_archive_in_place_of_a_sheet_is_refused(tmp_path: Path) -> None:
     ("age", "sex", "expected"),
     [
         ("045Y", "male", (45.0, "M")),
+        ("45Y", "M", (45.0, "M")),
         ("018M", "Female", (1.5, "F")),
         ("026W", "O", (26 * 7 / 365.25, None)),
         ("n/a", "other", (None, None)),

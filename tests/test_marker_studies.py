@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from glioma_nas.config import parse_config
 from glioma_nas.errors import ConfigError, LeakageError, StorageError
@@ -21,6 +27,7 @@ from glioma_nas.roc_analysis import auc
 from glioma_nas.testing.classifier_suite import ClassifierSuite
 from glioma_nas.testing.prepared_phantoms import prepare_phantom_cohort
 
+ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ClassifierSettings(sequences=("t1ce", "flair"), epochs=1, batch_size=8, image_size_px=32)
 FAST = StudyTable(
     "table-x",
@@ -137,7 +144,7 @@ def config_of(root, **changes):
 
 def test_study_writes_table_comparisons_page_and_figures(prepared):
     result = run_study(config_of(prepared), FAST, run_folder=prepared / "run", progress=Silent())
-    write_page(result, {"t1c": [0.3] * 4, "central": [0.4] * 4, "t2f": [0.3] * 4})
+    write_page(result, config_of(prepared))
     table = pd.read_csv(result.folder / "table.csv").set_index("model")
     assert list(table.index) == ["Hand-made", "Size", "age_sex"]
     assert table.loc["Hand-made", "auc_in_source"] == 0.85
@@ -158,8 +165,43 @@ def test_study_writes_table_comparisons_page_and_figures(prepared):
     assert between.loc[0, "p_holm"] == between.loc[0, "p_value"]  # one pair
     page = (result.folder / "report.html").read_text()
     assert "age and sex alone" in page and "0.850" in page and "which cannot be" in page
-    for name in ("roc", "reliability", "central_net_weights"):
+    assert "Size: does not beat age and sex alone beyond chance." in page
+    # The source prints no kappa for this table, so there is no column for it.
+    assert page.count(">Source</th>") == 4
+    for name in ("roc", "reliability_hand_made", "reliability_size"):
         assert (result.folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not (result.folder / "figures" / "central_net_weights.png").exists()
+
+
+@pytest.mark.slow
+def test_study_command_prints_the_table_beside_the_source_and_draws_central_nets_weights(prepared, tmp_path):
+    config = config_of(prepared, epochs=1, inner_folds=2, slices_per_case=2, image_size_px=32)
+    plain = config.model_dump(mode="json", include={"cohort", "folds", "classify"}, exclude_defaults=True)
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump({**plain, "preprocess": {"crop_size_px": 48, "image_size_px": 32, "workers": 1}})
+    )
+    arguments = ["study", "table-5-2", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "run"), "--marker", "idh"]
+    done = subprocess.run(
+        [sys.executable, "-m", "glioma_nas", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    # Lightning's own words would stand between the lines of the progress.
+    assert "KiNet fold 2/2" in done.stderr and "GPU available" not in done.stderr
+    rows = {row["model"]: row for row in json.loads(done.stdout)}
+    assert list(rows) == ["ResNet", "ResNeSt", "CentralNet", "KiNet", "age_sex"]
+    assert (rows["KiNet"]["auc_in_source"], rows["KiNet"]["kappa_in_source"]) == (0.788, 0.472)
+    assert rows["age_sex"]["auc_in_source"] is None
+    for row in rows.values():
+        assert row["auc_low"] <= row["auc"] <= row["auc_high"] and row["n"] == 16
+    folder = tmp_path / "run" / "studies" / "table_5_2_idh_small"
+    assert (folder / "figures" / "central_net_weights.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "report.html").read_text()
+    assert "share of each branch" in page and "KiNet: " in page
 
 
 def test_study_is_read_back_and_refuses_other_settings(prepared):

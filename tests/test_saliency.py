@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from glioma_nas.errors import ConfigError
+from glioma_nas.plugins.central_net import CentralNet
 from glioma_nas.plugins.idh import IdhNetwork
+from glioma_nas.plugins.kinet import PRESETS, KiNet
 from glioma_nas.saliency import grad_cam, randomised_similarity, to_volume
+from glioma_nas.seeding import isolated_torch_rng
 from glioma_nas.slice_classifier import SliceNetwork
 from glioma_nas.testing.classifier_suite import phantom_cases
 
@@ -42,10 +44,24 @@ def test_map_is_the_evidence_of_each_pixel_for_the_class(positive, sign):
     np.testing.assert_allclose(maps, evidence / evidence.max(axis=(1, 2), keepdims=True), atol=1e-5)
 
 
-def test_randomised_weights_change_the_map_of_a_network_that_depends_on_them():
-    torch.manual_seed(0)
-    case = phantom_cases(2)[1]
-    network = IdhNetwork(2, backbone="small_resnet", mode="MIX", metadata=True)
+NETWORKS = {
+    "IMG": lambda: IdhNetwork(2, backbone="small_resnet", mode="IMG", metadata=True),
+    "ROI": lambda: IdhNetwork(2, backbone="small_resnet", mode="ROI", metadata=True),
+    "MIX": lambda: IdhNetwork(2, backbone="small_resnet", mode="MIX", metadata=True),
+    "MIX, two trunks": lambda: IdhNetwork(2, backbone="small_resnest", mode="MIX", metadata=True, fusion="late"),
+    "KiNet": lambda: KiNet(PRESETS["small"]),
+    "CentralNet": lambda: CentralNet("small"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_randomised_weights_change_the_map_of_every_network(name):
+    case = phantom_cases(2, side=64)[1]
+    with isolated_torch_rng(0, "weights"):
+        network = NETWORKS[name]()
+    maps = grad_cam(network, case, METADATA)
+    assert maps.shape == case.mask.shape
+    assert maps.min() >= 0 and maps.max() <= 1
     similarity = randomised_similarity(network, case, METADATA)
     assert similarity is not None and abs(similarity) < 0.95
 

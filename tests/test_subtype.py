@@ -153,12 +153,26 @@ def test_report_says_how_many_were_called_and_repeats_the_disclaimer():
 
     section = Section("markers", "Markers")
     numbers = {"n_patients": 40, "n_called": 31, "n_comparable": 29, "n_agree_with_known_markers": 24}
+    counts = {"n": 31, "mean_probability": 0.8, "n_comparable": 29, "n_agree_with_known_markers": 24}
+    outcomes = [
+        {"call": "astrocytoma, IDH-mutant", **counts},
+        {"call": "none", "n": 9, "mean_probability": 0.5, "n_comparable": None, "n_agree_with_known_markers": None},
+    ]
+    lists = {"outcomes": outcomes, "next_tests": {"atrx": 3, "tertp": 1}}
     add_subtype(
         section,
-        {"rules": "cns5_2021", "tau": 0.6, "n_left_out_marker_not_predicted": 2, "disclaimer": DISCLAIMER, **numbers},
+        {
+            "rules": "cns5_2021",
+            "tau": 0.6,
+            "n_left_out_marker_not_predicted": 2,
+            "disclaimer": DISCLAIMER,
+            **numbers,
+            **lists,
+        },
     )
     html = render(Page("t", "s", (), "d", (), [section]))
     assert "24 of 29 that can be compared" in html and DISCLAIMER in html
+    assert "astrocytoma, IDH-mutant" in html and "atrx in 3 patients, tertp in 1 patient" in html
     add_subtype(section, None)
     assert section.missing == ["Integrated subtype"]
 

@@ -107,6 +107,10 @@ def shown_progress() -> Iterator[Progress]:
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     if not options["verbose"]:
         handler.addFilter(_OwnRecords())
+    for library in ("pytorch_lightning", "lightning_fabric"):
+        # Imported before there was a handler, they write to stderr by themselves, across the progress.
+        logging.getLogger(library).handlers.clear()
+        logging.getLogger(library).propagate = True
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO if options["verbose"] else logging.WARNING)

@@ -9,6 +9,7 @@ import typer
 
 from glioma_nas.cli.application import (
     ConfigArgument,
+    JsonOption,
     OutOption,
     PluginOption,
     SetOption,
@@ -26,12 +27,14 @@ _HELP = {
     "table-5-3": "Ki67: the eight ablations of KiNet.",
 }
 _SHEET_MASKS = ("expert", "given")
+_SHOWN = (
+    *("model", "n", "n_positive", "auc", "auc_low", "auc_high", "auc_in_source", "accuracy", "accuracy_in_source"),
+    *("sensitivity", "sensitivity_in_source", "specificity", "specificity_in_source", "kappa", "kappa_in_source"),
+)
 MarkerOption = Annotated[
     str | None, typer.Option("--marker", help="marker of the configuration [default: the table's]", show_default=False)
 ]
 PresetOption = Annotated[str, typer.Option("--preset", help="small (CPU) or full (the published sizes, for a GPU)")]
-
-
 PretrainedOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -60,10 +63,11 @@ def _study_command(name: str) -> None:
         pretrained: PretrainedOption = None,
         override: SetOption = None,
         plugin: PluginOption = None,
+        as_json: JsonOption = False,
     ) -> None:
-        from glioma_nas.marker_evaluator import finished_folds, load_evaluator
+        from glioma_nas.console import print_table
         from glioma_nas.marker_studies.page import write_page
-        from glioma_nas.marker_studies.runner import run_study, slug
+        from glioma_nas.marker_studies.runner import run_study
         from glioma_nas.marker_studies.tables import TABLES
         from glioma_nas.pipeline import Pipeline
 
@@ -84,18 +88,12 @@ def _study_command(name: str) -> None:
                 preset=preset,
                 pretrained=weights_files,
             )
-            weights = None
-            for row in result.table.rows:
-                if row.classifier == "central_net":
-                    own = result.folder / "models" / slug(row.label)
-                    evaluator = load_evaluator(own)
-                    folds = [evaluator.fusion_weights(fold) for fold in finished_folds(own)]
-                    weights = {
-                        branch: [sum(fold[branch][stage] for fold in folds) / len(folds) for stage in range(4)]
-                        for branch in folds[0]
-                    }
-            write_page(result, weights)
-        typer.echo(result.folder / "report.html")
+            write_page(result, loaded)
+        rows = [[row[key] for key in _SHOWN] for row in result.rows()]
+        rounded = [[round(cell, 4) if isinstance(cell, float) else cell for cell in row] for row in rows]
+        print_table(result.table.title, _SHOWN, rounded, as_json=as_json)
+        if not as_json:
+            typer.echo(result.folder / "report.html")
 
     study_app.command(name, help=_HELP[name])(command)
 

@@ -62,7 +62,7 @@ def table_4_5(
     again: nothing that was trained is trained twice.
     """
     from glioma_nas.console import print_table
-    from glioma_nas.segmentation_studies.methods_page import rows_of
+    from glioma_nas.report.study_page import rows_of
     from glioma_nas.segmentation_studies.methods_study import PAGE_FILE, MethodsPlan, study_methods
 
     loaded = load_run_config(config, override, plugin)
@@ -102,8 +102,8 @@ def table_4_6(
     Three searches a seed, then six networks a fold. Interrupted, it continues when run again.
     """
     from glioma_nas.console import print_table
+    from glioma_nas.report.study_page import rows_of
     from glioma_nas.segmentation_studies.ablation_study import PAGE_FILE, study_ablation
-    from glioma_nas.segmentation_studies.methods_page import rows_of
 
     loaded = load_run_config(config, override, plugin)
     load_plugins(loaded.plugins)

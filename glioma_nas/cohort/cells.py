@@ -18,7 +18,7 @@ _SEXES: Mapping[str, Sex] = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _MAX_CASE_ID_LENGTH = 128
 # File systems count bytes, of which a name has 255, and files are named after cases with something added.
 _MAX_CASE_ID_BYTES = 200
-_DICOM_AGE = re.compile(r"^(\d{3})([DWMY])$", re.IGNORECASE)
+_DICOM_AGE = re.compile(r"^(\d{1,3})([DWMY])$", re.IGNORECASE)
 _UNITS_PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 # Names that Windows, or a share it serves, keeps for devices.
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from glioma_nas import __version__
 from glioma_nas.config import RunConfig
 from glioma_nas.report.document import (
     Bullets,
@@ -24,8 +22,7 @@ from glioma_nas.report.document import (
     text,
 )
 from glioma_nas.report.figures import GREY, SERIES, Figure, chart
-from glioma_nas.report.page import Page, render
-from glioma_nas.report.provenance_section import DISCLAIMER
+from glioma_nas.report.study_page import rows_of, study_page
 
 
 def render_contest(
@@ -40,26 +37,13 @@ def render_contest(
         front: Rows of ``runs`` on the Pareto front.
         config: The base configuration.
     """
-    now = datetime.datetime.now(datetime.UTC)
-    return render(
-        Page(
-            title="Search strategies compared",
-            subtitle="glioma_nas comparison",
-            facts=[
-                ("Made", f"{now:%d %B %Y, %H:%M} UTC".removeprefix("0")),
-                ("Cohort", config.cohort.sheet.name),
-                ("Space", str(config.search.space)),
-                ("glioma_nas", __version__),
-            ],
-            disclaimer=DISCLAIMER,
-            headlines=[_headline(row) for row in _rows(summary.nlargest(3, "dice"))],
-            sections=[
-                _strategies(runs, summary, front),
-                _runs(runs, facts, front),
-                _ranking(facts),
-                _limits(facts, config),
-            ],
-        )
+    return study_page(
+        "Search strategies compared",
+        config,
+        [_strategies(runs, summary, front), _runs(runs, facts, front), _ranking(facts), _limits(facts, config)],
+        subtitle="glioma_nas comparison",
+        facts=[("Space", str(config.search.space))],
+        headlines=[_headline(row) for row in rows_of(summary.nlargest(3, "dice"))],
     )
 
 
@@ -96,7 +80,7 @@ def _strategies(runs: pd.DataFrame, summary: pd.DataFrame, front: Sequence[int])
                 *([number("search_peak_gpu_mb", "GPU peak, MB")] if summary.search_peak_gpu_mb.notna().any() else []),
                 number("hypervolume", "Hypervolume", 3),
             ),
-            _rows(summary),
+            rows_of(summary),
         )
     )
     section.add(
@@ -138,7 +122,7 @@ def _runs(runs: pd.DataFrame, facts: Mapping[str, Any], front: Sequence[int]) ->
     section = Section("runs", "Every run")
     rows = [
         {**row, "front": "yes" if index in set(front) else ""}
-        for index, row in zip(runs.index, _rows(runs), strict=True)
+        for index, row in zip(runs.index, rows_of(runs), strict=True)
     ]
     columns = (
         text("strategy", "Strategy"),
@@ -191,8 +175,3 @@ def _limits(facts: Mapping[str, Any], config: RunConfig) -> Section:
     ]
     section.add(Bullets(tuple(items)))
     return section
-
-
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    clean = frame.astype(object).where(frame.notna(), None)
-    return [{str(key): value for key, value in row.items()} for row in clean.to_dict("records")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from glioma_nas.config import RunConfig
 from glioma_nas.errors import ConfigError, StorageError, did_you_mean
 from glioma_nas.files import canonical_json, read_json, sha256_file, sha256_text, write_json, write_text
 from glioma_nas.marker_analysis import Analysis, analyse
-from glioma_nas.marker_evaluator import build_evaluator, save_evaluator
+from glioma_nas.marker_evaluator import build_evaluator, finished_folds, load_evaluator, save_evaluator
 from glioma_nas.marker_masks import EXPERT, GIVEN, mask_source
 from glioma_nas.marker_studies.tables import FIGURES, StudyTable
 from glioma_nas.pipeline import MANIFEST
@@ -152,6 +153,23 @@ def run_study(
     for label, frame in frames.items():
         write_text(folder / "predictions" / f"{slug(label)}.csv", frame.to_csv(index=False))
     return result
+
+
+def central_net_weights(result: StudyResult) -> dict[str, list[float]] | None:
+    """Return branch → its share in CentralNet's weighted sums at each stage, mean of the folds (fig. 5-5).
+
+    None when the table has no CentralNet.
+    """
+    label = next((row.label for row in result.table.rows if row.classifier == "central_net"), None)
+    if label is None:
+        return None
+    folder = result.folder / "models" / slug(label)
+    evaluator = load_evaluator(folder)
+    folds = [evaluator.fusion_weights(fold) for fold in finished_folds(folder)]
+    return {
+        branch: [statistics.fmean(shares) for shares in zip(*(fold[branch] for fold in folds), strict=True)]
+        for branch in folds[0]
+    }
 
 
 def slug(label: str) -> str:

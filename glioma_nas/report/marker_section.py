@@ -82,8 +82,28 @@ def add_subtype(section: Section, summary: Mapping[str, Any] | None) -> None:
                 ("Left out, a marker not predicted", str(summary["n_left_out_marker_not_predicted"])),
             )
         ),
-        Paragraph("One row a patient, with the most informative next test, is in classify/subtype.csv."),
+        Table(
+            "subtypes",
+            "What was called, and how often the known markers lead to the same call; from out-of-fold probabilities. "
+            "One row for each patient is in classify/subtype.csv.",
+            (
+                text("call", "Call"),
+                number("n", "Patients"),
+                number("mean_probability", "Mean probability", 2),
+                Column("As the known markers say", _agreement, numeric=True),
+            ),
+            summary["outcomes"],
+        ),
     )
+    if summary["next_tests"]:
+        counts = ", ".join(f"{name} in {plural(n, 'patient')}" for name, n in summary["next_tests"].items())
+        section.add(Paragraph(f"Most informative next test: {counts}."))
+
+
+def _agreement(row: Row) -> str:
+    if row["n_comparable"] is None:
+        return "-"
+    return f"{row['n_agree_with_known_markers']} of {row['n_comparable']}"
 
 
 def baseline_sentence(found: MarkerRecords) -> tuple[str, bool] | None:

@@ -9,14 +9,13 @@ import pandas as pd
 
 from glioma_nas.config import RunConfig
 from glioma_nas.report.document import Figures, Paragraph, Picture, Section, Table, number, text
+from glioma_nas.report.study_page import rows_of, split_fact, study_page
 from glioma_nas.segmentation_studies.methods_page import (
     DICE_CAPTION,
     dice_columns,
     front_figure,
     limits,
-    rows_of,
     speed_columns,
-    study_page,
 )
 
 
@@ -64,4 +63,5 @@ def render_ablation(
     )
     caption = "Dice against latency; up and to the left is better. The line joins the front."
     section.add(Figures(caption, [Picture(front_figure(rows))]))
-    return study_page("Table 4-6: ablation", config, [section, limits(latencies, config, folds, n_seeds)])
+    sections = [section, limits(latencies, config, folds, n_seeds)]
+    return study_page("Table 4-6: ablation", config, sections, facts=[split_fact(config)])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from glioma_nas import __version__
 from glioma_nas.config import RunConfig
 from glioma_nas.latency_records import Environment
 from glioma_nas.report.charts import NetworkPoint, colour_of, tradeoff_chart
@@ -26,8 +24,7 @@ from glioma_nas.report.document import (
 )
 from glioma_nas.report.figures import Figure
 from glioma_nas.report.intervals import PatientEstimate
-from glioma_nas.report.page import Page, render
-from glioma_nas.report.provenance_section import DISCLAIMER
+from glioma_nas.report.study_page import rows_of, split_fact, study_page
 
 
 def _compared(column: Column) -> Column:
@@ -122,7 +119,8 @@ def render_methods(
     section.add(
         Figures("Dice against latency; up and to the left is better. The line joins the front.", [Picture(figure)])
     )
-    page = study_page("Table 4-5: segmentation networks", config, [section, limits(latencies, config, folds, n_seeds)])
+    sections = [section, limits(latencies, config, folds, n_seeds)]
+    page = study_page("Table 4-5: segmentation networks", config, sections, facts=[split_fact(config)])
     return page, figure.png
 
 
@@ -138,12 +136,6 @@ def front_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ]
     front = [row["network"] for row in rows if row["front"]]
     return tradeoff_chart(points, colour_of([point.network for point in points]), front=front, size_in=(7.4, 4.2))
-
-
-def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table for the page; none where there is no number."""
-    clean = table.astype(object).where(table.notna(), None)
-    return [{str(key): value for key, value in row.items()} for row in clean.to_dict("records")]
 
 
 def limits(latencies: Sequence[Mapping[str, Any]], config: RunConfig, folds: Sequence[int], n_seeds: int) -> Section:
@@ -173,23 +165,3 @@ def limits(latencies: Sequence[Mapping[str, Any]], config: RunConfig, folds: Seq
         )
     )
     return section
-
-
-def study_page(title: str, config: RunConfig, sections: list[Section]) -> str:
-    """Return a study's page as self-contained HTML."""
-    now = datetime.datetime.now(datetime.UTC)
-    return render(
-        Page(
-            title=title,
-            subtitle="glioma_nas study",
-            facts=[
-                ("Made", f"{now:%d %B %Y, %H:%M} UTC".removeprefix("0")),
-                ("Cohort", config.cohort.sheet.name),
-                ("Folds", f"{config.folds.n_folds}, by patient"),
-                ("glioma_nas", __version__),
-            ],
-            disclaimer=DISCLAIMER,
-            headlines=[],
-            sections=sections,
-        )
-    )
