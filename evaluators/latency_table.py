@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glioma_nas.costs import OperatorSpec
 from glioma_nas.latency_calibration import Calibration
-from glioma_nas.latency_records import LatencyTable
+from glioma_nas.latency_records import Environment, LatencyTable
 from glioma_nas.registry import evaluators, search_spaces
 
 
@@ -29,9 +29,12 @@ class LatencyTableProfiler(Profiler):
         model_space: A search space with ``cost_model``; a space with ``fixed_part_specs`` has stem and heads priced.
         table: The table, or the JSON file that holds it.
         calibration: The calibration, or the JSON file that holds it; none for the bare sum.
+        environment: What the networks are going to run on, `LatencyBackend.environment`; the table is compared with it.
+            None: whatever the table is of.
 
     Raises:
-        BackendError: An operator is not in the table, or the calibration is of another device, engine or space.
+        BackendError: An operator is not in the table, the table is of another device or engine than ``environment``, or
+            the calibration is of another device, engine or space.
 
     Reference: METHOD eq. 4-9; Cai et al., ProxylessNAS, ICLR 2019, eq. 2.
     """
@@ -43,9 +46,13 @@ class LatencyTableProfiler(Profiler):
         model_space: Any,
         table: LatencyTable | Path | str,
         calibration: Calibration | Path | str | None = None,
+        *,
+        environment: Environment | None = None,
     ) -> None:
         super().__init__(model_space)
         self.table = table if isinstance(table, LatencyTable) else LatencyTable.load(Path(table))
+        if environment is not None:
+            self.table.require_same_environment(environment)
         price: Callable[[OperatorSpec], float] = self.table.lookup
         if calibration is not None:
             found = calibration if isinstance(calibration, Calibration) else Calibration.load(Path(calibration))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -118,10 +118,14 @@ class Calibration:
         """Read a file written by `save`.
 
         Raises:
-            StorageError: The file is missing, not JSON, or not a calibration of this format.
+            StorageError: The file is missing, not JSON, not a calibration of this format, or holds a figure that is no
+                finite number.
         """
         data = read_json(path)
         try:
+            impossible = [name for name, value in _figures(data) if not math.isfinite(value)]
+            if impossible:
+                raise StorageError(f"{path}: {impossible[0]} is no finite number; calibrate again")
             if data.pop("format") != FORMAT_VERSION:
                 raise StorageError(f"{path}: calibration of another format than {FORMAT_VERSION}; calibrate again")
             data |= {key: Accuracy(**data[key]) for key in ("fitted", "held_out", "plain_held_out")}
@@ -131,6 +135,15 @@ class Calibration:
             return cls(**{**data, "environment": Environment(**data["environment"])})
         except (KeyError, TypeError, AttributeError) as err:
             raise StorageError(f"{path}: not a calibration ({err!r}); run `glioma-nas latency calibrate`") from err
+
+
+def _figures(data: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    yield from ((name, float(data[name])) for name in ("table_factor", "intercept_ms"))
+    yield from ((name, float(value)) for name, value in data["terms_ms"].items())
+    for name in ("fitted", "held_out", "plain_held_out"):
+        yield f"{name}.mape", float(data[name]["mape"])
+        if data[name]["kendall_tau"] is not None:
+            yield f"{name}.kendall_tau", float(data[name]["kendall_tau"])
 
 
 @dataclass(frozen=True)
@@ -147,16 +160,32 @@ class MeasuredNetwork:
 
 
 def calibrate(
-    networks: Sequence[MeasuredNetwork], table: LatencyTable, *, n_held_out: int, space: str, options: dict[str, Any]
+    networks: Sequence[MeasuredNetwork],
+    table: LatencyTable,
+    *,
+    environment: Environment,
+    n_held_out: int,
+    space: str,
+    options: dict[str, Any],
 ) -> tuple[Calibration, Vector]:
     """Fit on all but the last ``n_held_out`` networks and judge on those.
+
+    Args:
+        networks: Measured networks.
+        table: Prices of their operators.
+        environment: Where the networks were measured.
+        n_held_out: How many of them judge.
+        space: Name of the search space they are of.
+        options: Those it was made with.
 
     Returns:
         The calibration, and the predicted latency of each network in ms, shape (n,).
 
     Raises:
-        BackendError: Too few networks to fit on or to judge by; an operator is not in the table.
+        BackendError: The table was measured elsewhere than the networks; too few networks to fit on or to judge by; an
+            operator is not in the table.
     """
+    table.require_same_environment(environment)
     n_fit = len(networks) - n_held_out
     if n_held_out < 2 or n_fit < _MIN_NETWORKS:
         raise BackendError(

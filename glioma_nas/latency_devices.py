@@ -19,6 +19,15 @@ def cpu_name() -> str:
     return f"{_cpu_model()} ({cores} cores)"
 
 
+def processor_of(device: str) -> str:
+    """Return a device's name without the number of cores.
+
+    >>> processor_of("some CPU family 25 model 17 (2 cores)")
+    'some CPU family 25 model 17'
+    """
+    return re.sub(r" \(\d+ cores\)$", "", device)
+
+
 def _cpu_model() -> str:
     if _CPUINFO.is_file():
         fields = dict(

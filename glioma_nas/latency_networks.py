@@ -9,15 +9,30 @@ from typing import Any
 
 import numpy as np
 
-from glioma_nas.errors import StorageError
+from glioma_nas.errors import BackendError, StorageError
 from glioma_nas.files import canonical_json, read_json, sha256_text, write_json
 from glioma_nas.latency_backend import LatencyBackend
 from glioma_nas.latency_calibration import MeasuredNetwork
-from glioma_nas.latency_records import Environment, LatencyTable, Shape
+from glioma_nas.latency_records import Environment, LatencyRecord, LatencyTable, Shape
 from glioma_nas.progress import Progress, Silent
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredNetworks:
+    """Networks measured in one place.
+
+    Attributes:
+        environment: The conditions of all.
+        networks: Their operators and medians.
+        records: Everything measured of each, in the same order.
+    """
+
+    environment: Environment
+    networks: tuple[MeasuredNetwork, ...]
+    records: tuple[LatencyRecord, ...]
 
 
 def random_sample(space: Any, seed: int, index: int) -> dict[str, Any]:
@@ -40,6 +55,7 @@ def measure_random_networks(
     warmup_runs: int,
     runs: int,
     threads: int,
+    max_runs: int | None = None,
     time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -53,8 +69,9 @@ def measure_random_networks(
         seed: Which ones.
         input_shape: Batch first.
         warmup_runs: Untimed calls of each network.
-        runs: Timed calls of each network.
+        runs: Timed calls of each network at least.
         threads: Threads inside one operator.
+        max_runs: Timed calls at most, until the median stands still; none: exactly ``runs``.
         time_limit_s: Stop after the network that is being measured when this has passed; call again to go on.
         progress: Where to report.
 
@@ -67,39 +84,38 @@ def measure_random_networks(
     """
     environment = backend.environment(threads=threads)
     conditions = {"seed": seed, "space": space_hash(space), "input_shape": list(input_shape)}
-    latencies: dict[int, float] = {}
+    records: dict[int, LatencyRecord] = {}
     if path.exists():
         known = _read(path)
         LatencyTable(known.environment).require_same_environment(environment)
         if known.conditions != conditions:
             raise StorageError(f"{path}: holds networks of another seed or search space; choose another folder")
-        latencies = known.latencies
-    missing = [index for index in range(n) if index not in latencies]
+        records = known.records
+    missing = [index for index in range(n) if index not in records]
     started = time.monotonic()
     with (progress or Silent()).task("measuring random networks", len(missing)) as task:
         for index in missing:
             with isolated_torch_rng(seed, "random network", index):
                 network = space.freeze(random_sample(space, seed, index)).eval()
-            record = backend.measure(network, [input_shape], warmup_runs=warmup_runs, runs=runs, threads=threads)
-            latencies[index] = record.median_ms
+            records[index] = backend.measure(
+                network, [input_shape], warmup_runs=warmup_runs, runs=runs, max_runs=max_runs, threads=threads
+            )
             write_json(
                 path,
                 {
                     "format": FORMAT_VERSION,
                     "environment": dataclasses.asdict(environment),
                     **conditions,
-                    "warmup_runs": warmup_runs,
-                    "runs": runs,
-                    "latency_ms": {str(key): latencies[key] for key in sorted(latencies)},
+                    "networks": {str(key): dataclasses.asdict(records[key]) for key in sorted(records)},
                 },
             )
-            task.advance(latency_ms=record.median_ms)
+            task.advance(latency_ms=records[index].median_ms)
             if time_limit_s is not None and time.monotonic() - started > time_limit_s:
                 break
-    return sum(index in latencies for index in range(n))
+    return sum(index in records for index in range(n))
 
 
-def measured_networks(space: Any, path: Path, n: int) -> list[MeasuredNetwork]:
+def measured_networks(space: Any, path: Path, n: int) -> MeasuredNetworks:
     """Read what `measure_random_networks` wrote: the first ``n`` networks with their operators, stem and head.
 
     Raises:
@@ -108,16 +124,18 @@ def measured_networks(space: Any, path: Path, n: int) -> list[MeasuredNetwork]:
     known = _read(path)
     if known.conditions["space"] != space_hash(space):
         raise StorageError(f"{path}: holds networks of another search space; measure again in another folder")
-    lacking = [index for index in range(n) if index not in known.latencies]
+    lacking = [index for index in range(n) if index not in known.records]
     if lacking:
         raise StorageError(
             f"{path}: {n - len(lacking)} of {n} networks are measured; run the same command again to go on"
         )
     seed = known.conditions["seed"]
-    return [
-        MeasuredNetwork(tuple(space.network_specs(random_sample(space, seed, index))), known.latencies[index])
-        for index in range(n)
-    ]
+    records = tuple(known.records[index] for index in range(n))
+    networks = tuple(
+        MeasuredNetwork(tuple(space.network_specs(random_sample(space, seed, index))), record.median_ms)
+        for index, record in enumerate(records)
+    )
+    return MeasuredNetworks(known.environment, networks, records)
 
 
 def space_hash(space: Any) -> str:
@@ -131,7 +149,7 @@ def space_hash(space: Any) -> str:
 class _Known:
     environment: Environment
     conditions: dict[str, Any]
-    latencies: dict[int, float]
+    records: dict[int, LatencyRecord]
 
 
 def _read(path: Path) -> _Known:
@@ -142,7 +160,14 @@ def _read(path: Path) -> _Known:
         return _Known(
             Environment(**data["environment"]),
             {key: data[key] for key in ("seed", "space", "input_shape")},
-            {int(key): float(value) for key, value in data["latency_ms"].items()},
+            {
+                int(key): LatencyRecord(
+                    **{**value, "input_shapes": tuple(tuple(shape) for shape in value["input_shapes"])}
+                )
+                for key, value in data["networks"].items()
+            },
         )
+    except BackendError as err:
+        raise StorageError(f"{path}: {err}; delete it and measure again") from err
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise StorageError(f"{path}: not measured networks ({err!r}); delete it and measure again") from err

@@ -23,6 +23,10 @@ from glioma_nas.errors import BackendError, StorageError
 from glioma_nas.files import read_json, write_json, write_text
 
 FORMAT_VERSION = 1
+BATCH_SIZE = 1
+
+MUCH_DISTURBED = 0.5
+"""Share of disturbed calls above which a time is not worth keeping."""
 
 Shape = tuple[int, ...]
 
@@ -37,11 +41,12 @@ class LatencyRecord:
         n: Number of timed calls.
         warmup_runs: Number of calls before them that were not timed.
         input_shapes: Shape of each input, batch first.
-        median_low_ms: Lower end of the median's 95 % interval, milliseconds.
+        median_low_ms: Lower end of the median's 95 % interval, milliseconds; none for fewer calls than have one.
         median_high_ms: Its upper end.
         clock_mhz: Clock of the device right after; none where the system does not show it.
         disturbed: Share of the calls in [0, 1] during which other processes held the processors; they were left out if
             enough others remained. None where the system does not tell.
+        component: Hash of the code that was timed, see `glioma_nas.latency_building.component_hash`; empty: not known.
     """
 
     median_ms: float
@@ -53,6 +58,24 @@ class LatencyRecord:
     median_high_ms: float | None = None
     clock_mhz: float | None = None
     disturbed: float | None = None
+    component: str = ""
+
+    @property
+    def much_disturbed(self) -> bool:
+        """Tell whether most calls were disturbed, so that the time is not worth keeping."""
+        return (self.disturbed or 0.0) > MUCH_DISTURBED
+
+    @property
+    def doubt(self) -> tuple[bool, float, float]:
+        """Order records by how little they say, the best first.
+
+        Whether most calls were disturbed, the width of the median's interval relative to it (infinite without one), and
+        the share of disturbed calls. More calls say nothing by themselves: they were made because the median would not
+        stand still.
+        """
+        low, high = self.median_low_ms, self.median_high_ms
+        width = math.inf if low is None or high is None else (high - low) / self.median_ms
+        return self.much_disturbed, width, self.disturbed or 0.0
 
     def __post_init__(self) -> None:
         for name, value in (("median_ms", self.median_ms), ("p95_ms", self.p95_ms)):
@@ -146,6 +169,15 @@ class LatencyTable:
         """Enter a time, replacing an earlier one of the same operator."""
         self._records[spec] = record
 
+    def updated(self, other: LatencyTable) -> LatencyTable:
+        """Return a table with the entries of both; those of ``other`` replace ours.
+
+        Raises:
+            BackendError: The environments differ.
+        """
+        self.require_same_environment(other.environment)
+        return LatencyTable(self.environment, {**self._records, **other._records})
+
     def require_same_environment(self, environment: Environment) -> None:
         """Make sure that times of ``environment`` may stand beside those of this table.
 
@@ -162,7 +194,10 @@ class LatencyTable:
             )
 
     def merge(self, other: LatencyTable) -> LatencyTable:
-        """Return a table with the entries of both; where both hold an operator, the record with more timed calls wins.
+        """Return a table with the entries of both.
+
+        Where both hold an operator, the record that leaves less doubt wins (`LatencyRecord.doubt`), ours where both
+        leave as much; if the operator's code has changed between them, that of ``other``.
 
         Raises:
             BackendError: The environments differ.
@@ -170,25 +205,20 @@ class LatencyTable:
         self.require_same_environment(other.environment)
         merged = LatencyTable(self.environment, self._records)
         for spec in other:
-            record = other.record(spec)
-            if spec not in merged or record.n > merged.record(spec).n:
-                merged.add(spec, record)
+            theirs = other.record(spec)
+            ours = merged._records.get(spec)
+            changed = ours is not None and "" not in (known := {ours.component, theirs.component}) and len(known) > 1
+            if ours is None or changed or theirs.doubt < ours.doubt:
+                merged.add(spec, theirs)
         return merged
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat dict for each entry, sorted by operator, for tables and CSV files."""
         rows = []
         for spec in self:
-            record = self._records[spec]
-            rows.append(
-                {
-                    **dataclasses.asdict(spec),
-                    "median_ms": record.median_ms,
-                    "p95_ms": record.p95_ms,
-                    "n": record.n,
-                    "disturbed": record.disturbed,
-                }
-            )
+            record = dataclasses.asdict(self._records[spec])
+            shapes = " ".join("x".join(map(str, shape)) for shape in record.pop("input_shapes"))
+            rows.append({**dataclasses.asdict(spec), **record, "input_shapes": shapes})
         return rows
 
     def save(self, path: Path) -> None:
@@ -199,7 +229,7 @@ class LatencyTable:
             {
                 "format": FORMAT_VERSION,
                 "environment": dataclasses.asdict(self.environment),
-                "batch_size": 1,
+                "batch_size": BATCH_SIZE,
                 "records": records,
             },
         )
@@ -218,8 +248,8 @@ class LatencyTable:
         """Read a file written by `save`.
 
         Raises:
-            StorageError: The file is missing, not JSON, or not a latency table of this format.
-            BackendError: A record holds an impossible time.
+            StorageError: The file is missing, not JSON, not a latency table of this format and batch size 1, or holds
+                an impossible time.
         """
         data = read_json(path)
         try:
@@ -228,12 +258,19 @@ class LatencyTable:
                 raise StorageError(
                     f"{path}: latency table format {version!r} is not the supported {FORMAT_VERSION}; measure it again"
                 )
+            if data["batch_size"] != BATCH_SIZE:
+                raise StorageError(
+                    f"{path}: latency table of batch size {data['batch_size']!r}; networks are priced at {BATCH_SIZE}, "
+                    "measure it again"
+                )
             table = cls(Environment(**data["environment"]))
             for entry in data["records"]:
                 fields = dict(entry)
                 spec = OperatorSpec(**fields.pop("spec"))
                 shapes = tuple(tuple(int(size) for size in shape) for shape in fields.pop("input_shapes"))
                 table.add(spec, LatencyRecord(**fields, input_shapes=shapes))
+        except BackendError as err:
+            raise StorageError(f"{path}: {spec.key()}: {err}; delete it and measure the table again") from err
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise StorageError(f"{path}: not a latency table ({err!r}); delete it and measure the table again") from err
         table.source = str(path)

@@ -22,6 +22,8 @@ from glioma_nas.progress import Progress, Silent
 TOLERANCE = 0.02
 """Relative half-width of the median's 95 % interval at which repeating stops."""
 
+FEWEST_CALLS = 6
+"""Calls from which there is a 95 % interval of the median: the range of five covers it in 94 % of cases only."""
 
 DISTURBED_SHARE = 0.05
 """Share of a call that threads may stand waiting for a processor before the call counts as disturbed."""
@@ -33,8 +35,8 @@ class Times:
 
     Attributes:
         times_ms: Calls that count, in the order taken.
-        disturbed: Share of all timed calls, in [0, 1], during which other processes held the processors; none where the
-            system does not tell. These calls are left out as long as enough others remain.
+        disturbed: Share of the timed calls, in [0, 1], during which other processes held the processors, of those that
+            the system tells of; none where it tells of none. These calls are left out as long as enough others remain.
     """
 
     times_ms: list[float]
@@ -65,28 +67,22 @@ def time_until_stable(
     Raises:
         BackendError: ``runs`` is not positive or ``warmup_runs`` is negative.
     """
-    check_runs(warmup_runs, runs)
-    most = max(runs, max_runs or runs)
-    for _ in range(warmup_runs):
-        engine.time_ms()
-    every: list[float] = []
-    quiet: list[float] = []
-    told = True
-    with _no_collection():
-        while len(every) < most:
-            before = run_queue_wait_ms()
-            time_ms = engine.time_ms()
-            after = run_queue_wait_ms()
-            every.append(time_ms)
-            told = told and before is not None and after is not None
-            if before is None or after is None or after - before <= DISTURBED_SHARE * time_ms:
-                quiet.append(time_ms)
-            if len(quiet) >= runs and len(quiet) % runs == 0:
-                low, high = median_interval(quiet)
-                if high - low <= 2 * tolerance * float(np.median(quiet)):
-                    break
-    disturbed = 1 - len(quiet) / len(every) if told else None
-    return Times(quiet if len(quiet) >= runs else every, disturbed)
+    taken = time_in_turns(
+        {"": engine}, warmup_runs=warmup_runs, runs=runs, max_runs=max_runs, tolerance=tolerance, progress=Silent()
+    )
+    return taken[""]
+
+
+def stands_still(times_ms: Sequence[float], tolerance: float = TOLERANCE) -> bool:
+    """Tell whether the median is known to ``tolerance``; fewer than `FEWEST_CALLS` calls never say so.
+
+    >>> stands_still([5.0] * 5), stands_still([5.0] * 6)
+    (False, True)
+    """
+    if len(times_ms) < FEWEST_CALLS:
+        return False
+    low, high = median_interval(times_ms)
+    return high - low <= 2 * tolerance * float(np.median(times_ms))
 
 
 def median_interval(times_ms: Sequence[float]) -> tuple[float, float]:
@@ -103,6 +99,73 @@ def median_interval(times_ms: Sequence[float]) -> tuple[float, float]:
     return float(ordered[max(low, 0)]), float(ordered[min(high, n - 1)])
 
 
+def time_in_turns(
+    engines: Mapping[str, Timed],
+    *,
+    warmup_runs: int,
+    runs: int,
+    max_runs: int | None = None,
+    tolerance: float = TOLERANCE,
+    progress: Progress | None = None,
+    description: str = "timing",
+) -> dict[str, Times]:
+    """Time several engines in turn, one call each a round, until the median of each stands still.
+
+    A slow spell of the machine hits all of them. The order turns by one place every round: no engine always runs behind
+    the same neighbour, whose data fill the cache. Rounds in which a call of some engine was disturbed are left out for
+    all of them, as long as ``runs`` others remain, so that the times of two engines can be compared round by round.
+
+    Args:
+        engines: Name → what to time.
+        warmup_runs: Untimed calls of each before.
+        runs: Rounds at least.
+        max_runs: Rounds at most, until every median is known to ``tolerance``; none, or fewer than ``runs``: exactly
+            ``runs``.
+        tolerance: See `TOLERANCE`.
+        progress: Where to report.
+        description: What to call it there.
+
+    Returns:
+        Name → times of the rounds that count, as many for each engine, and the share of its own calls that were
+        disturbed.
+
+    Raises:
+        BackendError: ``runs`` is not positive or ``warmup_runs`` is negative.
+    """
+    check_runs(warmup_runs, runs)
+    names, most = list(engines), max(runs, max_runs or runs)
+    every: dict[str, list[float]] = {name: [] for name in names}
+    disturbed: dict[str, list[bool | None]] = {name: [] for name in names}
+    quiet: list[int] = []
+    for name in names:
+        for _ in range(warmup_runs):
+            engines[name].time_ms()
+    with _no_collection(), (progress or Silent()).task(description, most) as task:
+        for turn in range(most if names else 0):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                before = run_queue_wait_ms()
+                time_ms = engines[name].time_ms()
+                after = run_queue_wait_ms()
+                waited_ms = None if before is None or after is None else after - before
+                every[name].append(time_ms)
+                disturbed[name].append(None if waited_ms is None else waited_ms > DISTURBED_SHARE * time_ms)
+            task.advance()
+            if not any(disturbed[name][turn] for name in names):
+                quiet.append(turn)
+            enough = len(quiet) >= runs and len(quiet) % runs == 0
+            if enough and all(stands_still([every[name][index] for index in quiet], tolerance) for name in names):
+                break
+    counted = quiet if len(quiet) >= runs else range(len(every[names[0]]) if names else 0)
+    return {name: Times([every[name][index] for index in counted], _share(disturbed[name])) for name in names}
+
+
+def _share(disturbed: Sequence[bool | None]) -> float | None:
+    """Return the share of the calls that the system tells of; one that a thread ended in is told nothing of."""
+    told = [call for call in disturbed if call is not None]
+    return sum(told) / len(told) if told else None
+
+
 def time_engines(
     engines: Mapping[str, Timed],
     *,
@@ -111,30 +174,13 @@ def time_engines(
     progress: Progress | None = None,
     description: str = "timing",
 ) -> dict[str, list[float]]:
-    """Time several engines in turn, one call each a round, so that a slow spell of the machine hits all of them.
-
-    The order turns by one place every round: no engine always runs behind the same neighbour, whose data fill the
-    cache.
+    """Time several engines in turn for exactly ``runs`` rounds, all of which count; see `time_in_turns`.
 
     Returns:
         Name → times of its ``runs`` calls in milliseconds, in the order taken.
-
-    Raises:
-        BackendError: ``runs`` is not positive or ``warmup_runs`` is negative.
     """
-    check_runs(warmup_runs, runs)
-    names = list(engines)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        for _ in range(warmup_runs):
-            engines[name].time_ms()
-    with _no_collection(), (progress or Silent()).task(description, runs) as task:
-        for turn in range(runs):
-            first = turn % max(len(names), 1)
-            for name in names[first:] + names[:first]:
-                times[name].append(engines[name].time_ms())
-            task.advance()
-    return times
+    taken = time_in_turns(engines, warmup_runs=warmup_runs, runs=runs, progress=progress, description=description)
+    return {name: times.times_ms for name, times in taken.items()}
 
 
 def summarise(
@@ -145,8 +191,11 @@ def summarise(
     clock_mhz: float | None = None,
     disturbed: float | None = None,
 ) -> LatencyRecord:
-    """Reduce the times of repeated calls to median, its interval, and 95th percentile (linear interpolation)."""
-    low, high = median_interval(times_ms)
+    """Reduce the times of repeated calls to median, its interval, and 95th percentile (linear interpolation).
+
+    Fewer than `FEWEST_CALLS` calls have no interval.
+    """
+    low, high = median_interval(times_ms) if len(times_ms) >= FEWEST_CALLS else (None, None)
     return LatencyRecord(
         median_ms=float(np.median(times_ms)),
         p95_ms=float(np.percentile(times_ms, 95)),

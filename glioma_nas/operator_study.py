@@ -12,7 +12,8 @@ from torch import nn
 
 from glioma_nas import registry
 from glioma_nas.latency_backend import LatencyBackend
-from glioma_nas.latency_timing import Ratio, ratio, summarise, time_engines
+from glioma_nas.latency_records import LatencyRecord
+from glioma_nas.latency_timing import Ratio, ratio, summarise, time_in_turns
 from glioma_nas.network_size import network_size
 from glioma_nas.progress import Progress
 
@@ -28,9 +29,7 @@ class OperatorCost:
 
     Attributes:
         operator: Registered name.
-        median_ms: Median latency.
-        p95_ms: 95th percentile.
-        n: Timed calls.
+        latency: Times in milliseconds, and how they were taken.
         relative: Times the plain convolution's, round by round.
         macs_g: Multiply-accumulate operations, 10⁹.
         params_m: Parameters of the convolution and its batch norm, millions.
@@ -39,9 +38,7 @@ class OperatorCost:
     """
 
     operator: str
-    median_ms: float
-    p95_ms: float
-    n: int
+    latency: LatencyRecord
     relative: Ratio
     macs_g: float
     params_m: float
@@ -50,14 +47,30 @@ class OperatorCost:
 
 
 def operator_costs(
-    backend: LatencyBackend, *, warmup_runs: int, runs: int, threads: int, progress: Progress | None = None
+    backend: LatencyBackend,
+    *,
+    warmup_runs: int,
+    runs: int,
+    threads: int,
+    max_runs: int | None = None,
+    progress: Progress | None = None,
 ) -> list[OperatorCost]:
-    """Time the four convolutions of table 4-1 in turn, 256 channels in and out, and count the rest."""
+    """Time the four convolutions of table 4-1 in turn, 256 channels in and out, and count the rest.
+
+    Args:
+        backend: The engine.
+        warmup_runs: Untimed calls of each.
+        runs: Rounds at least.
+        threads: Threads inside one operator.
+        max_runs: Rounds at most, until every median stands still; none: exactly ``runs``.
+        progress: Where to report.
+    """
     modules: dict[str, nn.Module] = {
         name: registry.operators.get(name)(INPUT_SHAPE[1], INPUT_SHAPE[1], 1).eval() for name in THESIS_LATENCY_MS
     }
     engines = {name: backend.prepare(module, [INPUT_SHAPE], threads=threads) for name, module in modules.items()}
-    times = time_engines(engines, warmup_runs=warmup_runs, runs=runs, progress=progress)
+    taken = time_in_turns(engines, warmup_runs=warmup_runs, runs=runs, max_runs=max_runs, progress=progress)
+    clock_mhz = backend.clock_mhz()
     space = registry.search_spaces.get("nasbranet")("tiny", operators=tuple(modules))
     fields = {
         spec.operator: figures.receptive_field_px
@@ -66,15 +79,19 @@ def operator_costs(
     }
     rows = []
     for name, module in modules.items():
-        record = summarise(times[name], warmup_runs=warmup_runs, input_shapes=[INPUT_SHAPE])
+        record = summarise(
+            taken[name].times_ms,
+            warmup_runs=warmup_runs,
+            input_shapes=[INPUT_SHAPE],
+            clock_mhz=clock_mhz,
+            disturbed=taken[name].disturbed,
+        )
         size = network_size(module, INPUT_SHAPE)
         rows.append(
             OperatorCost(
                 name,
-                record.median_ms,
-                record.p95_ms,
-                record.n,
-                ratio(times[name], times["conv3x3"]),
+                record,
+                ratio(taken[name].times_ms, taken["conv3x3"].times_ms),
                 size.macs_g,
                 size.params_m,
                 fields[name] / fields["conv3x3"],

@@ -57,12 +57,14 @@ class StageContext:
         folder: Where the stage writes; it exists, and after an interruption still holds what was written before.
         inputs: Stage name → finished folder, for each stage named in `Stage.needs`.
         progress: Where to report.
+        forced: Whether it is run again on purpose; what an earlier run left elsewhere is not to be taken then.
     """
 
     config: RunConfig
     folder: Path
     inputs: Mapping[str, Path]
     progress: Progress
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -319,7 +321,8 @@ class Pipeline:
         self.progress.note(f"{stage.name}: {stage.summary}")
         started = time.time()
         module = importlib.import_module(stage.module)
-        context = StageContext(self.config, partial, {name: self.folder / name for name in stage.needs}, self.progress)
+        inputs = {name: self.folder / name for name in stage.needs}
+        context = StageContext(self.config, partial, inputs, self.progress, force)
         key = self.key(stage)
         results = module.run(context)
         self._finish(stage, partial, results, key=key, wall_s=time.time() - started)

@@ -48,7 +48,9 @@ def networks(latency: Callable[[list[OperatorSpec]], float], n: int = 40) -> lis
 
 
 def fit(measured: list[MeasuredNetwork], n_held_out: int = 15) -> tuple[Calibration, Any]:
-    return calibrate(measured, table(), n_held_out=n_held_out, space="s", options={"widths": [8]})
+    return calibrate(
+        measured, table(), environment=ENVIRONMENT, n_held_out=n_held_out, space="s", options={"widths": [8]}
+    )
 
 
 def summed(specs: list[OperatorSpec]) -> float:
@@ -96,6 +98,19 @@ def test_too_few_networks_are_refused(n: int, held_out: int) -> None:
         fit(networks(summed, n), held_out)
 
 
+@pytest.mark.parametrize("change", [{"device": "other"}, {"threads": 4}, {"precision": "int8"}, {"backend": "torch"}])
+def test_networks_measured_elsewhere_than_the_table_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BackendError, match="table of another device or engine"):
+        calibrate(
+            networks(summed),
+            table(),
+            environment=dataclasses.replace(ENVIRONMENT, **change),
+            n_held_out=15,
+            space="s",
+            options={},
+        )
+
+
 def test_calibration_returns_from_file_and_refuses_another_device_or_space(tmp_path: Path) -> None:
     calibration, _ = fit(networks(lambda specs: summed(specs) + len(specs)))
     calibration.save(tmp_path / "calibration.json")
@@ -121,6 +136,10 @@ def test_damaged_calibration_is_refused_with_its_name(tmp_path: Path) -> None:
         ({**whole, "format": 99}, "another format"),
         ({**whole, "terms_ms": {"moon_phase": 1.0}}, "unknown terms moon_phase"),
         ({key: value for key, value in whole.items() if key != "held_out"}, "not a calibration"),
+        ({**whole, "table_factor": float("nan")}, "table_factor is no finite number"),
+        ({**whole, "intercept_ms": float("inf")}, "intercept_ms is no finite number"),
+        ({**whole, "terms_ms": {"operators": float("nan")}}, "operators is no finite number"),
+        ({**whole, "held_out": {**whole["held_out"], "mape": float("nan")}}, r"held_out\.mape is no finite number"),
     ):
         path.write_text(json.dumps(broken))
         with pytest.raises(StorageError, match=rf"calibration\.json: .*{message}"):
@@ -130,10 +149,13 @@ def test_damaged_calibration_is_refused_with_its_name(tmp_path: Path) -> None:
 def test_chart_and_rows_hold_every_network(tmp_path: Path) -> None:
     measured = networks(lambda specs: summed(specs) + 1)
     calibration, predicted = fit(measured)
-    write_calibration(tmp_path, calibration, predicted, [item.latency_ms for item in measured])
+    records = [LatencyRecord(item.latency_ms, 2 * item.latency_ms, 12, 3, disturbed=0.1) for item in measured]
+    write_calibration(tmp_path, calibration, predicted, records)
     assert (tmp_path / "calibration.png").read_bytes()[:4] == b"\x89PNG"
     rows = (tmp_path / "calibration.csv").read_text().splitlines()
     assert len(rows) == 41 and sum("held out" in row for row in rows) == 15
+    first = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
+    assert (first["n"], first["warmup_runs"], first["disturbed"], first["device"]) == ("12", "3", "0.1", "d")
 
 
 # The thesis' space in small: whole networks, priced with stem and head ---------------------------------------------
@@ -269,8 +291,12 @@ def test_networks_are_measured_in_portions_and_never_twice(tmp_path: Path) -> No
     assert measure(path, 6, backend) == 6
     assert len(backend.prepared) == 6
     found = measured_networks(ThreeWidths(), path, 6)
-    assert [item.latency_ms for item in found] == [2.0] * 6  # two input channels: two milliseconds
-    assert {item.specs[0].out_channels for item in found} <= {1, 2, 3}
+    assert found.environment == backend.environment(threads=1)
+    assert [item.latency_ms for item in found.networks] == [2.0] * 6  # two input channels: two milliseconds
+    assert {item.specs[0].out_channels for item in found.networks} <= {1, 2, 3}
+    assert {(item.n, item.p95_ms, item.warmup_runs) for item in found.records} == {(3, 2.0, 0)}
+    assert measure(tmp_path / "longer.json", 1, max_runs=20) == 1
+    assert measured_networks(ThreeWidths(), tmp_path / "longer.json", 1).records[0].n > 3
 
 
 def test_networks_of_another_seed_or_device_are_not_continued(tmp_path: Path) -> None:
@@ -302,13 +328,43 @@ def test_times_inside_a_network_are_given_to_its_cells(engine: str) -> None:
     # Large enough for every part to take a microsecond, which is what the engines count in.
     space = NASBraNet("tiny", skip_policy="conv", image_size_px=128)
     record = space.architecture(random_sample(space, 0, 0))
-    found = profile_network(space, record, open_backend(engine), table=None, runs=3, threads=1)
+    found = profile_network(
+        space, record, open_backend(engine), table=None, warmup_runs=2, runs=3, max_runs=9, threads=1
+    )
+    assert found.latency.warmup_runs == 2 and 3 <= found.latency.n <= 9
     cells = {step.name for step in space.plan(record).steps}
     rows = {row.part: row for row in found.rows}
     assert cells | {"stem", "head"} <= set(rows)
     assert all(rows[name].latency_ms > 0 for name in cells | {"stem", "head"})
     assert sum(row.share for row in found.rows) == pytest.approx(1.0)
     assert {row.operator for row in found.rows if row.part in cells} <= set(space.layout.operators)
+
+
+def test_layer_of_several_parts_is_charged_to_none_of_them() -> None:
+    parts = ["stem", "s2_l1_down", "s4_l2_keep", "head"]
+    layers = {
+        "/stem/Conv + /s2_l1_down/Conv": 1.0,
+        "{ForeignNode[/s2_l1_down/Relu.../head/fuse/Conv]}": 5.0,
+        "/s4_l2_keep/Conv": 2.0,
+    }
+    expected = {"stem + s2_l1_down": 1.0, "s2_l1_down … head": 5.0, "s4_l2_keep": 2.0}
+    assert part_times(layers, parts) == expected
+
+
+class Speechless(CountingBackend):
+    """An engine that knows of no layers."""
+
+    def prepare(self, module: torch.nn.Module, input_shapes: Any, *, threads: int) -> Any:
+        engine = super().prepare(module, input_shapes, threads=threads)
+        engine.layer_times_ms = lambda runs: {}  # type: ignore[method-assign]  # one engine of a test
+        return engine
+
+
+def test_engine_that_tells_of_no_layers_is_refused() -> None:
+    space = NASBraNet("tiny")
+    record = space.architecture(random_sample(space, 0, 0))
+    with pytest.raises(BackendError, match="counting tells of no layer that took any time"):
+        profile_network(space, record, Speechless(), table=None, warmup_runs=0, runs=1, threads=1)
 
 
 def test_layers_that_belong_to_no_part_are_listed_by_themselves() -> None:
@@ -327,6 +383,7 @@ def test_profile_refuses_a_table_of_another_engine() -> None:
             space.architecture(random_sample(space, 0, 0)),
             open_backend("onnxruntime"),
             table=whole_table(space),
+            warmup_runs=0,
             runs=1,
             threads=1,
         )

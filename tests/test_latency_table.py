@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +18,10 @@ from glioma_nas import registry
 from glioma_nas.costs import OperatorSpec
 from glioma_nas.errors import BackendError
 from glioma_nas.latency_backend import Array, Engine, LatencyBackend, open_backend
-from glioma_nas.latency_building import build_operator, build_table
+from glioma_nas.latency_building import build_operator, build_table, component_hash, take_known
 from glioma_nas.latency_records import Environment, LatencyRecord, LatencyTable, Shape
+from glioma_nas.registry import load_file
+from glioma_nas.search_spaces.nasbranet import NASBraNet
 
 SPECS = [OperatorSpec("part", channels, channels, 1, 8, 8) for channels in (4, 1, 3, 2)]
 
@@ -93,6 +99,92 @@ def test_second_space_adds_only_what_is_new(tmp_path: Path) -> None:
     again = CountingBackend()
     assert len(_build(again, tmp_path / "table.json", SPECS[1:])) == 4
     assert again.prepared == [2]
+
+
+def write_plugin(folder: Path, settings: str, note: str = "") -> type[nn.Module]:
+    """Write a file with an operator and import it, as somebody does who edits a plugin."""
+    path = folder / f"edited_{len(list(folder.glob('edited_*')))}.py"
+    path.write_text(
+        f"from torch import nn\n\nclass Edited(nn.Module):\n    {note!r}\n    def __init__(self, a, b, stride):\n"
+        f"        super().__init__()\n        self.conv = nn.Conv2d(a, b, {settings})\n"
+        "    def forward(self, image):\n        return self.conv(image)\n"
+    )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    kind: type[nn.Module] = module.Edited
+    return kind
+
+
+class EditedSpace(PartSpace):
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self.kind = kind
+
+    def build_component(self, spec: OperatorSpec) -> nn.Module | None:
+        return self.kind(spec.in_channels, spec.out_channels, spec.stride)
+
+
+def test_operator_whose_code_was_edited_is_measured_again(tmp_path: Path) -> None:
+    path, spec = tmp_path / "table.json", SPECS[:1]
+
+    def measured(kind: type[nn.Module]) -> int:
+        backend = CountingBackend()
+        build_table(spec, backend, path=path, warmup_runs=0, runs=1, threads=1, space=EditedSpace(kind))
+        return len(backend.prepared)
+
+    assert measured(write_plugin(tmp_path, "1")) == 1
+    assert measured(write_plugin(tmp_path, "1", note="What it does.")) == 0, "a docstring changes no time"
+    assert measured(write_plugin(tmp_path, "3, padding=1")) == 1
+    assert measured(write_plugin(tmp_path, "3, padding=1")) == 0
+
+
+def test_shared_table_gives_neither_disturbed_times_nor_those_of_changed_operators(tmp_path: Path) -> None:
+    backend = CountingBackend()
+    environment = backend.environment(threads=1)
+    of_space = component_hash(build_operator(SPECS[0], PartSpace())[0])
+    records = {
+        SPECS[0]: LatencyRecord(4.0, 4.0, 9, 0, disturbed=0.2, component=of_space),
+        SPECS[1]: LatencyRecord(1.0, 1.0, 9, 0, disturbed=0.8),
+        SPECS[2]: LatencyRecord(3.0, 3.0, 9, 0, component="of another code"),
+    }
+    take_known(SPECS, LatencyTable(environment, records), tmp_path / "table.json", environment, PartSpace())
+    assert set(LatencyTable.load(tmp_path / "table.json")) == {SPECS[0]}
+    _build(backend, tmp_path / "table.json")
+    assert sorted(backend.prepared) == [1, 2, 3]
+
+
+def test_old_time_of_a_plugins_operator_is_not_taken(tmp_path: Path) -> None:
+    """Tables from before operators were told apart by their code: ours go with the version, a stranger's does not."""
+    load_file(Path(__file__).parents[1] / "examples" / "operator_plugin" / "asymmetric_conv.py")
+    specs = [OperatorSpec(name, 4, 4, 1, 8, 8) for name in ("asymmetric_conv", "conv3x3")]
+    environment = CountingBackend().environment(threads=1)
+    known = LatencyTable(environment, {spec: LatencyRecord(1.0, 1.0, 3, 0) for spec in specs})
+    take_known(specs, known, tmp_path / "table.json", environment)
+    assert [spec.operator for spec in LatencyTable.load(tmp_path / "table.json")] == ["conv3x3"]
+
+
+@pytest.mark.slow
+def test_operator_is_the_same_model_in_every_process() -> None:
+    """What engines are cached by: a hash of the model, weights included."""
+    script = (
+        "import hashlib, torch; from glioma_nas.costs import OperatorSpec; from glioma_nas.latency_building import *;"
+        "from glioma_nas.onnx_export import export_onnx; torch.manual_seed({seed});"
+        "module, shapes = build_operator(OperatorSpec('conv3x3', 4, 8, 1, 8, 8));"
+        "print(hashlib.sha256(export_onnx(module, shapes, opset=17)).hexdigest(), component_hash(module))"
+    )
+    commands = [[sys.executable, "-c", script.format(seed=seed)] for seed in (1, 2)]
+    found = {subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands}
+    assert len(found) == 1
+
+
+def test_building_an_operator_draws_from_nobody_elses_generator() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    build_operator(OperatorSpec("conv3x3", 4, 8, 1, 8, 8))
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_table_of_another_environment_is_not_continued(tmp_path: Path) -> None:
@@ -183,6 +275,25 @@ def test_expectation_equals_brute_force_average_and_has_a_gradient(profiler: Any
 def test_profiler_serves_filters_of_nni(profiler: Any) -> None:
     accept = RangeProfilerFilter(profiler, max=6.0)
     assert [accept(sample) for sample in TwoCellSpace().samples()] == [True, True, True, False]
+
+
+def test_profiler_refuses_a_table_of_another_device_than_it_is_told(profiler: Any) -> None:
+    kind, table = registry.evaluators.get("latency_table"), profiler.table
+    kind(TwoCellSpace(), table, environment=table.environment)
+    with pytest.raises(BackendError, match=r"table of another device or engine .device 'd' in the table, 'e' here"):
+        kind(TwoCellSpace(), table, environment=dataclasses.replace(table.environment, device="e"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_int8_table_prices_every_part_of_the_space_heads_of_two_inputs_included(engine: str, tmp_path: Path) -> None:
+    space = NASBraNet("tiny", operators=("skip", "conv3x3"), image_size_px=32)
+    specs = [*space.operator_specs(), *space.fixed_part_specs()]
+    assert any(len(build_operator(spec, space)[1]) > 1 for spec in specs)
+    table = build_table(
+        specs, open_backend(engine, "int8"), path=tmp_path / "t.json", warmup_runs=0, runs=1, threads=1, space=space
+    )
+    assert set(table) == set(specs) and table.environment.precision == "int8"
 
 
 def test_profiler_reads_a_table_file(profiler: Any, tmp_path: Path) -> None:

@@ -25,13 +25,17 @@ from glioma_nas.errors import ConfigError, StorageError, did_you_mean
 
 if TYPE_CHECKING:
     from glioma_nas.config import RunConfig
-    from glioma_nas.latency_records import LatencyTable
+    from glioma_nas.latency_records import LatencyRecord, LatencyTable
 
 latency_app = typer.Typer(help="Measure, show and predict inference times.", no_args_is_help=True)
 app.add_typer(latency_app, name="latency")
 
 _TABLE = Path("latency") / "latency_table.json"
 _CALIBRATION_FOLDER = "calibration"
+_SHOWN = [
+    *("operator", "in_channels", "out_channels", "stride", "height", "width"),
+    *("median_ms", "p95_ms", "n", "disturbed"),
+]
 
 BackendOption = Annotated[str | None, typer.Option("--backend", help="instead of latency.backend", show_default=False)]
 
@@ -67,7 +71,7 @@ def show(
     chosen = [row for row in rows if operator in (None, row["operator"])]
     if csv is not None:
         table.save_csv(csv)
-    columns = list(rows[0]) if rows else ["operator"]
+    columns = list(rows[0]) if as_json and rows else _SHOWN
     shown = chosen if as_json else chosen[:limit]
     title = f"{len(chosen)} entries, slowest {len(shown)} first; {table.environment.describe()}"
     print_table(title, columns, [[_rounded(row[column]) for column in columns] for row in shown], as_json=as_json)
@@ -80,7 +84,7 @@ def merge(
     tables: Annotated[list[Path], typer.Argument(help="run folders or latency tables (JSON)", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="JSON file to write")],
 ) -> None:
-    """Join tables of the same device and engine into one; the entry with more runs wins."""
+    """Join tables of the same device and engine into one; the entry whose median is known better wins."""
     from glioma_nas.console import say
 
     merged = load_table(tables[0])
@@ -99,7 +103,7 @@ def profile(
         typer.Option("--architecture", help="architecture record [default: RUN/search/student.json]"),
     ] = None,
     backend: BackendOption = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="timed calls")] = 30,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="timed calls at least; latency.max_runs at most")] = 30,
     inspect: Annotated[
         Path | None, typer.Option("--inspect", help="write here (JSON) what the engine made of the layers")
     ] = None,
@@ -119,14 +123,21 @@ def profile(
     loaded = _load(config, override, plugin)
     folder = run_folder(config, out)
     record = Architecture.load(architecture or folder / "search" / "student.json")
-    engine = open_backend(backend or loaded.latency.backend, None if backend else loaded.latency.precision)
+    options = loaded.latency
+    engine = open_backend(backend or options.backend, options.precision)
     table = LatencyTable.load(folder / _TABLE) if (folder / _TABLE).is_file() else None
-    found = profile_network(build_space(loaded), record, engine, table=table, runs=runs, threads=loaded.latency.threads)
-    if inspect is not None:
-        write_json(inspect, found.engine.inspect())
+    found = profile_network(
+        build_space(loaded),
+        record,
+        engine,
+        table=table,
+        warmup_runs=max(options.warmup_runs, 1),
+        runs=runs,
+        max_runs=options.max_runs,
+        threads=options.threads,
+    )
     print_table(
-        f"{record.id}: {found.latency.median_ms:.2f} ms (p95 {found.latency.p95_ms:.2f}, n {found.latency.n}); "
-        f"{found.environment.describe()}",
+        f"{record.id}: {_described(found.latency)}; {found.environment.describe()}",
         ["part", "operator", "in network ms", "share", "table ms"],
         [
             [row.part, row.operator, _rounded(row.latency_ms), round(row.share, 3), _rounded(row.table_ms)]
@@ -134,6 +145,8 @@ def profile(
         ],
         as_json=as_json,
     )
+    if inspect is not None:
+        write_json(inspect, found.engine.inspect())
 
 
 @latency_app.command("calibrate")
@@ -142,7 +155,9 @@ def calibrate(
     out: OutOption = None,
     networks: Annotated[int, typer.Option("--networks", min=10, help="random networks to measure")] = 100,
     held_out: Annotated[int, typer.Option("--held-out", min=2, help="of these, not used to fit")] = 50,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="timed calls of each network")] = 15,
+    runs: Annotated[
+        int, typer.Option("--runs", min=1, help="timed calls of each network at least; latency.max_runs at most")
+    ] = 15,
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="stop measuring after this time; run again to go on")
     ] = None,
@@ -161,19 +176,22 @@ def calibrate(
     loaded = _load(config, override, plugin)
     folder, options = run_folder(config, out), loaded.latency
     table = load_table(folder)
+    backend = open_backend(options.backend, options.precision)
+    table.require_same_environment(backend.environment(threads=options.threads))
     space = build_space(loaded)
     side = loaded.preprocess.image_size_px
     path = folder / _CALIBRATION_FOLDER / "networks.json"
     with shown_progress() as progress:
         measured = measure_random_networks(
             space,
-            open_backend(options.backend, options.precision),
+            backend,
             path=path,
             n=networks,
             seed=loaded.seed,
             input_shape=(1, len(loaded.cohort.channels), side, side),
             warmup_runs=max(options.warmup_runs, 1),
             runs=runs,
+            max_runs=options.max_runs,
             threads=options.threads,
             time_limit_s=None if minutes is None else 60 * minutes,
             progress=progress,
@@ -183,10 +201,18 @@ def calibrate(
         return
     known = measured_networks(space, path, networks)
     calibration, predicted = fit(
-        known, table, n_held_out=held_out, space=loaded.search.space, options=space.layout.options()
+        known.networks,
+        table,
+        environment=known.environment,
+        n_held_out=held_out,
+        space=loaded.search.space,
+        options=space.layout.options(),
     )
     calibration.save(path.parent / "calibration.json")
-    write_calibration(path.parent, calibration, predicted, [network.latency_ms for network in known])
+    write_calibration(path.parent, calibration, predicted, known.records)
+    disturbed = sum(record.much_disturbed for record in known.records)
+    if disturbed and not as_json:
+        say(f"{disturbed} of {networks} networks were timed while other processes used the processors")
     rows = [
         [name, item.n, round(100 * item.mape, 2), item.kendall_tau]
         for name, item in (
@@ -219,6 +245,7 @@ def nni_filter(
     from nni.nas.oneshot.pytorch.profiler import RangeProfilerFilter
 
     from glioma_nas.console import print_table, say
+    from glioma_nas.latency_conditions import require_table_of_this_machine
     from glioma_nas.latency_networks import random_sample
     from glioma_nas.registry import evaluators
     from glioma_nas.space_building import build_space
@@ -227,7 +254,9 @@ def nni_filter(
     if max_ms is None and min_ms is None:
         raise ConfigError("no bound is given; give --max-ms, --min-ms or both")
     folder, space = run_folder(config, out), build_space(loaded)
-    profiler = evaluators.get("latency_table")(space, load_table(folder), loaded.search.latency_calibration)
+    table = load_table(folder)
+    require_table_of_this_machine(table, loaded)
+    profiler = evaluators.get("latency_table")(space, table, loaded.search.latency_calibration)
     accepts = RangeProfilerFilter(profiler, min=min_ms, max=max_ms)
     rows: list[list[object]] = []
     tried = 0
@@ -267,6 +296,18 @@ def load_table(path: Path) -> LatencyTable:
     if not (path / _TABLE).is_file():
         raise StorageError(f"{path / _TABLE}: no such file; run `glioma-nas latency build CONFIG --out {path}` first")
     return LatencyTable.load(path / _TABLE)
+
+
+def _described(record: LatencyRecord) -> str:
+    """Render a record in words, as far as it is known."""
+    told = [f"p95 {record.p95_ms:.2f}", f"n {record.n} after {record.warmup_runs} warm-up"]
+    if record.median_low_ms is not None and record.median_high_ms is not None:
+        told.append(f"median in {record.median_low_ms:.2f}-{record.median_high_ms:.2f}")
+    if record.disturbed:
+        told.append(f"{100 * record.disturbed:.0f} % of the calls disturbed")
+    if record.clock_mhz is not None:
+        told.append(f"{record.clock_mhz:.0f} MHz")
+    return f"{record.median_ms:.2f} ms ({', '.join(told)})"
 
 
 def _rounded(value: object) -> object:

@@ -46,17 +46,21 @@ def table_4_1(
             backend,
             warmup_runs=options.warmup_runs,
             runs=options.network_runs,
+            max_runs=max(options.max_runs, options.network_runs),
             threads=options.threads,
             progress=progress,
         )
-    timed = ["operator", "median ms", "p95 ms", "n", "× conv", "× conv p5", "× conv p95"]
-    columns = [*timed, "GMAC", "params M", "× field", "thesis × conv"]
+    timed = ["operator", "median ms", "p95 ms", "n", "warm-up", "disturbed", "clock MHz"]
+    columns = [*timed, "× conv", "× conv p5", "× conv p95", "GMAC", "params M", "× field", "thesis × conv"]
     cells = [
         [
             row.operator,
-            round(row.median_ms, 4),
-            round(row.p95_ms, 4),
-            row.n,
+            round(row.latency.median_ms, 4),
+            round(row.latency.p95_ms, 4),
+            row.latency.n,
+            row.latency.warmup_runs,
+            None if row.latency.disturbed is None else round(row.latency.disturbed, 3),
+            row.latency.clock_mhz,
             *(round(value, 3) for value in (row.relative.median, row.relative.p5, row.relative.p95)),
             round(row.macs_g, 4),
             round(row.params_m, 4),
@@ -80,6 +84,7 @@ def table_4_2(
     """How far each kind of choice can change the expected latency of the space, and the weights that follow."""
     import torch
 
+    from glioma_nas.latency_conditions import require_table_of_this_machine
     from glioma_nas.latency_sensitivity import inverse_weights, latency_sensitivities
     from glioma_nas.registry import evaluators
     from glioma_nas.space_building import build_space
@@ -88,6 +93,7 @@ def table_4_2(
     load_plugins(loaded.plugins)
     folder, space = run_folder(config, out), build_space(loaded)
     table = load_table(folder)
+    require_table_of_this_machine(table, loaded)
     profiler = evaluators.get("latency_table")(space, table, loaded.search.latency_calibration)
     groups = space.variable_groups()
     values = {label: list(mutable.values) for label, mutable in space.simplify().items()}

@@ -12,7 +12,7 @@ from torch import nn
 from glioma_nas.comparison.cells import Cell
 from glioma_nas.config import RunConfig
 from glioma_nas.latency_backend import open_backend
-from glioma_nas.latency_timing import summarise, time_engines
+from glioma_nas.latency_timing import summarise, time_in_turns
 from glioma_nas.network_size import network_size
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
@@ -61,8 +61,8 @@ def timed_networks(
     """Time all networks by turns in one process.
 
     Returns:
-        Name → median and p95 latency in ms, number of rounds, GMAC and million parameters; and name → why the engine
-        does not take that network.
+        Name → median and p95 latency in ms, number of rounds that count, GMAC and million parameters; and name → why
+        the engine does not take that network.
     """
     options, side = config.latency, config.preprocess.image_size_px
     shape = (1, len(config.cohort.channels), side, side)
@@ -74,12 +74,17 @@ def timed_networks(
         except Exception as err:  # noqa: BLE001 - one network's fault, the others can still be compared
             refused[name] = err
     warmup_runs = max(options.warmup_runs, 1)
-    times = time_engines(
-        engines, warmup_runs=warmup_runs, runs=options.network_runs, progress=progress, description="timing networks"
+    taken = time_in_turns(
+        engines,
+        warmup_runs=warmup_runs,
+        runs=options.network_runs,
+        max_runs=options.max_runs,
+        progress=progress,
+        description="timing networks",
     )
     rows = {}
     for name in engines:
-        record = summarise(times[name], warmup_runs=warmup_runs, input_shapes=[shape])
+        record = summarise(taken[name].times_ms, warmup_runs=warmup_runs, input_shapes=[shape])
         size = network_size(networks[name], shape)
         rows[name] = {
             "latency_ms": record.median_ms,

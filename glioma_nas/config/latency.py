@@ -17,8 +17,8 @@ class LatencyConfig(Section):
     threads: int = Field(2, ge=1)
     warmup_runs: int = Field(3, ge=0)
     runs: int = Field(20, ge=1, description="timed runs of a table entry at least; the median counts")
-    max_runs: int = Field(60, ge=1, description="timed runs of a table entry at most, until the median stands still")
-    network_runs: int = Field(50, ge=1, description="timed runs of a whole network")
+    max_runs: int = Field(60, ge=1, description="timed runs at most, of anything, until the median stands still")
+    network_runs: int = Field(50, ge=1, description="timed runs of a whole network at least")
     shared_table: Path | None = Field(None, description="latency table (JSON) that several runs share; made if missing")
 
 

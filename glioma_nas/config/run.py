@@ -35,6 +35,9 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     plugins: tuple[Path, ...] = Field((), description="local plugin files")
     device: str = Field("cpu", description="cpu, cuda, cuda:1 …; never chosen silently")
+    search_for_another_device: bool = Field(
+        False, description="take a latency table that was measured elsewhere: search here for that device"
+    )
     cohort: CohortConfig
     preprocess: PreprocessConfig = PreprocessConfig()
     folds: FoldsConfig = FoldsConfig()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from glioma_nas.files import write_bytes, write_text
 from glioma_nas.latency_calibration import Calibration, Vector
+from glioma_nas.latency_records import LatencyRecord
 from glioma_nas.report.figures import BLUE, GREY, MUTED, chart
 
 
 def write_calibration(
-    folder: Path, calibration: Calibration, predicted_ms: Vector, measured_ms: Sequence[float]
+    folder: Path, calibration: Calibration, predicted_ms: Vector, measured: Sequence[LatencyRecord]
 ) -> None:
     """Write ``calibration.csv`` and ``calibration.png``.
 
@@ -21,14 +23,26 @@ def write_calibration(
         folder: Where.
         calibration: What the predictions are of.
         predicted_ms: Prediction of each network, (n,), those fitted on first.
-        measured_ms: Measurement of each, in the same order.
+        measured: Measurement of each, in the same order.
     """
     n_fit = calibration.fitted.n
+    measured_ms = [record.median_ms for record in measured]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["network", "used", "measured_ms", "predicted_ms"])
-    for index, (measured, predicted) in enumerate(zip(measured_ms, predicted_ms, strict=True)):
-        writer.writerow([index, "fit" if index < n_fit else "held out", round(measured, 4), round(float(predicted), 4)])
+    columns = ("p95_ms", "n", "warmup_runs", "median_low_ms", "median_high_ms", "disturbed", "clock_mhz")
+    environment = dataclasses.asdict(calibration.environment)
+    writer.writerow(["network", "used", "measured_ms", "predicted_ms", *columns, *environment])
+    for index, (record, predicted) in enumerate(zip(measured, predicted_ms, strict=True)):
+        writer.writerow(
+            [
+                index,
+                "fit" if index < n_fit else "held out",
+                round(record.median_ms, 4),
+                round(float(predicted), 4),
+                *(getattr(record, column) for column in columns),
+                *environment.values(),
+            ]
+        )
     write_text(folder / "calibration.csv", text.getvalue())
     held = calibration.held_out
     tau = "" if held.kendall_tau is None else f", Kendall τ {held.kendall_tau:.3f}"

@@ -1,6 +1,7 @@
 """Measure every operator of the search space on the configured engine: RUN/latency/latency_table.json and .csv.
 
-A table that several runs share (``latency.shared_table``) gives what it knows and gets what is new.
+A table that several runs share (``latency.shared_table``) gives what it knows and gets what is new; a run that is
+forced takes nothing from it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from glioma_nas.space_building import build_space
 
 TABLE_FILE = "latency_table.json"
 _SHOWN = 5
-_MUCH_DISTURBED = 0.5
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def run(context: StageContext) -> dict[str, Any]:
     specs = [*space.operator_specs(), *(space.fixed_part_specs() if hasattr(space, "fixed_part_specs") else [])]
     path, shared = context.folder / TABLE_FILE, options.shared_table
     started = time.monotonic()
-    if shared is not None and shared.exists():
-        take_known(specs, LatencyTable.load(shared), path, backend.environment(threads=options.threads))
+    if shared is not None and shared.exists() and not context.forced:
+        take_known(specs, LatencyTable.load(shared), path, backend.environment(threads=options.threads), space)
     table = build_table(
         specs,
         backend,
@@ -51,8 +51,8 @@ def run(context: StageContext) -> dict[str, Any]:
     elapsed_s = time.monotonic() - started
     table.save_csv(path.with_suffix(".csv"))
     if shared is not None:
-        (LatencyTable.load(shared).merge(table) if shared.exists() else table).save(shared)
-    disturbed = sum((row["disturbed"] or 0) > _MUCH_DISTURBED for row in table.rows())
+        (LatencyTable.load(shared).updated(table) if shared.exists() else table).save(shared)
+    disturbed = sum(table.record(spec).much_disturbed for spec in table)
     if disturbed:
         context.progress.note(
             f"latency: {disturbed} of {len(table)} operators were timed while other processes used the processors; "

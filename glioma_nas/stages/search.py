@@ -15,6 +15,7 @@ from glioma_nas.config import RunConfig
 from glioma_nas.downstream import DownstreamScore, marker_strata
 from glioma_nas.errors import ConfigError
 from glioma_nas.files import canonical_json, write_json, write_text
+from glioma_nas.latency_conditions import require_table_of_this_machine
 from glioma_nas.latency_records import LatencyTable
 from glioma_nas.nni_bridge import explore, found_architectures, trials_of
 from glioma_nas.pipeline import StageContext
@@ -41,7 +42,8 @@ WEIGHT_PATIENTS_FILE = "weight_patients.json"
 def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, Any]:
     """Write teacher.json, student.json, their drawings and cell tables, weight_patients.json, what the strategy leaves.
 
-    A search with our supernets is refused before it starts when its memory would not suffice.
+    A search with our supernets is refused before it starts when its memory would not suffice; any search when its
+    latency table is of another device or engine.
 
     A one-shot strategy leaves history.csv and tensorboard/, one of ours architecture_history.csv and probabilities.json
     as well, a multi-trial one trials.csv.
@@ -56,6 +58,7 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
     with isolated_torch_rng(seed, "space"):
         space = build_space(config)
     table = LatencyTable.load(context.inputs["latency"] / "latency_table.json")
+    require_table_of_this_machine(table, config)
     profiler = evaluators.get("latency_table")(space, table, config.search.latency_calibration)
     evaluator = evaluators.get("segmentation")(
         str(context.inputs["preprocess"]),
