@@ -77,6 +77,17 @@ class OpenVinoBackend(OnnxBackend):
         missing = [package for package in ("onnx", "openvino") if find_spec(package) is None]
         return f"{' and '.join(missing)} not installed; run `pip install onnx openvino`" if missing else None
 
+    def lacking(self) -> str | None:
+        """See `LatencyBackend.lacking`: bfloat16 is a hint to OpenVINO, which computes in float32 without it."""
+        import openvino
+
+        if self.precision != "bfloat16":
+            return None
+        has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return (
+            None if "BF16" in has else f"this processor lacks bfloat16 (it has {', '.join(has)}); use float32 or int8"
+        )
+
     def version(self) -> str:
         """See `LatencyBackend.version`."""
         return version("openvino")

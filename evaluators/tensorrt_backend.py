@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,8 +31,12 @@ from glioma_nas.latency_devices import cuda_clock_mhz
 from glioma_nas.latency_records import Shape
 from glioma_nas.registry import latency_backends
 
+_logger = logging.getLogger(__name__)
+
 CURRENT_GPU = "current"
 _WORKSPACE_BYTES = 2 << 30
+BUILDER_SETTINGS = ("strongly typed", "no TF32", f"workspace {_WORKSPACE_BYTES} B", "detailed names")
+"""What `TensorRtBackend` tells every builder; part of what an engine is known by, so change both together."""
 
 
 class TensorRtEngine(Engine):
@@ -153,13 +158,16 @@ class TensorRtBackend(OnnxBackend):
     @classmethod
     def available(cls) -> str | None:
         """See `LatencyBackend.available`: running an engine needs a GPU."""
-        reason = cls.buildable()
-        if reason is None and not torch.cuda.is_available():
-            reason = (
-                f"{cls.library} is installed, but there is no CUDA device to run engines on; "
-                "needs an NVIDIA GPU with its driver and `pip install torch` with CUDA"
-            )
-        return reason
+        return cls.buildable() or cls._without_gpu()
+
+    @classmethod
+    def _without_gpu(cls) -> str | None:
+        if torch.cuda.is_available():
+            return None
+        return (
+            f"{cls.library} is installed, but there is no CUDA device to run engines on; "
+            "needs an NVIDIA GPU with its driver and `pip install torch` with CUDA"
+        )
 
     def version(self) -> str:
         """See `LatencyBackend.version`."""
@@ -218,6 +226,7 @@ class TensorRtBackend(OnnxBackend):
             gpus=tuple(self.device() if gpu == CURRENT_GPU and torch.cuda.is_available() else gpu for gpu in gpus),
             input_shapes=input_shapes,
             max_batch=max_batch,
+            settings=BUILDER_SETTINGS,
         )
         plan = cached_engine(
             cache, label, lambda: self._build(model, input_shapes, gpus=gpus, max_batch=max_batch, cache=cache)
@@ -227,8 +236,14 @@ class TensorRtBackend(OnnxBackend):
     def write_file(
         self, model: bytes, path: Path, input_shape: Shape, *, max_batch: int, gpus: Sequence[str] = ()
     ) -> None:
-        """See `OnnxBackend.write_file`: the engine in ``path``, what it is of beside it."""
-        plan, label = self.build(model, [input_shape], max_batch=max_batch, gpus=tuple(gpus) or (CURRENT_GPU,))
+        """See `OnnxBackend.write_file`: the engine in ``path``, what it is of beside it; built once, as for `load`."""
+        plan, label = self.build(
+            model,
+            [input_shape],
+            max_batch=max_batch,
+            gpus=tuple(gpus) or (CURRENT_GPU,),
+            cache=engine_cache_folder(),
+        )
         save_engine(path, plan, label)
 
     def read_file(self, path: Path, input_shape: Shape, *, threads: int) -> Engine:
@@ -278,7 +293,9 @@ class TensorRtBackend(OnnxBackend):
             smallest = (1 if max_batch else shape[0], *shape[1:])
             profile.set_shape(network.get_input(index).name, smallest, tuple(shape), largest)
         config.add_optimization_profile(profile)
-        timings = self._open_timing_cache(config, cache)
+        timings = self._timing_cache(cache)
+        if timings is not None:
+            open_timing_cache(config, timings)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise BackendError(f"{self.name} {self.version()} cannot build the engine: {logger.last_error()}")
@@ -299,11 +316,8 @@ class TensorRtBackend(OnnxBackend):
                 raise BackendError(f"{self.name} knows no GPU generation '{gpu}': {did_you_mean(gpu, names)}")
             config.set_compute_capability(known.__members__[gpu], index)
 
-    def _open_timing_cache(self, config: Any, cache: Path | None) -> Path | None:
-        """Give the builder what it timed before; a later build of a similar network then takes a fraction of the time.
-
-        The RTX flavour times no kernels when it builds, so it has none.
-        """
+    def _timing_cache(self, cache: Path | None) -> Path | None:
+        """Return where the builder keeps what it timed; the RTX flavour times no kernels when it builds, so nowhere."""
         return None
 
     def _module(self) -> Any:  # the library has no types
@@ -335,19 +349,21 @@ class TensorRtProperBackend(TensorRtBackend):
     library = "tensorrt"
     install = "pip install onnx tensorrt --extra-index-url https://pypi.nvidia.com"
 
+    @classmethod
+    def buildable(cls) -> str | None:
+        """See `LatencyBackend.buildable`: this flavour times kernels on the GPU when it builds."""
+        return super().buildable() or cls._without_gpu()
+
     def write_file(
         self, model: bytes, path: Path, input_shape: Shape, *, max_batch: int, gpus: Sequence[str] = ()
     ) -> None:
         """See `OnnxBackend.write_file`; for the GPU it is built on, whatever ``gpus`` says of the other flavour."""
         super().write_file(model, path, input_shape, max_batch=max_batch)
 
-    def _open_timing_cache(self, config: Any, cache: Path | None) -> Path | None:
+    def _timing_cache(self, cache: Path | None) -> Path | None:
         if cache is None:
             return None
-        path = cache / f"timing_{self.version()}_{self.device().replace(' ', '_').replace('/', '_')}.cache"
-        known = path.read_bytes() if path.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
-        return path
+        return cache / f"timing_{self.version()}_{self.device().replace(' ', '_').replace('/', '_')}.cache"
 
 
 @latency_backends.register("tensorrt_rtx")
@@ -357,6 +373,23 @@ class TensorRtRtxBackend(TensorRtBackend):
     name = "tensorrt_rtx"
     library = "tensorrt_rtx"
     install = "pip install onnx tensorrt-rtx-cu13"
+
+
+def open_timing_cache(config: Any, path: Path) -> None:
+    """Give a builder's configuration what was timed before; a similar network then builds in a fraction of the time.
+
+    A cache that is damaged, or of another version or GPU, is started anew.
+
+    Args:
+        config: TensorRT's builder configuration.
+        path: The cache; need not exist.
+    """
+    known = path.read_bytes() if path.is_file() else b""
+    for content in (known, b""):
+        timings = config.create_timing_cache(content)
+        if timings is not None and config.set_timing_cache(timings, ignore_mismatch=False):
+            return
+        _logger.warning("%s: timing cache is of another version or GPU, or damaged; started anew", path)
 
 
 def _layer_recorder(library: Any) -> Any:  # as for the logger

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import ClassVar
 
 import torch
@@ -71,7 +72,11 @@ class TorchEngine(Engine):
 
 
 class CudaEngine(Engine):
-    """A module on a CUDA device, timed by events on its own stream: the host's time is not part of it."""
+    """A module on a CUDA device, timed by two events on the current stream.
+
+    What passes between them is the device's time, including its waiting for the host where that launches kernels too
+    slowly; copies to and from the device are not part of it.
+    """
 
     def __init__(self, module: nn.Module, input_shapes: Sequence[Shape], *, tf32: bool) -> None:
         self._module = module
@@ -139,7 +144,7 @@ class CompiledTorchBackend(TorchBackend):
         return why_not()
 
     def _engine(self, module: nn.Module, input_shapes: Sequence[Shape], threads: int) -> Engine:
-        return TorchEngine(_compiled(module), input_shapes, threads)
+        return _compile(module, lambda compiled: TorchEngine(compiled, input_shapes, threads))
 
 
 @latency_backends.register("torch_cuda")
@@ -174,17 +179,32 @@ class CompiledCudaTorchBackend(CudaTorchBackend):
 
     name = "torch_cuda_compiled"
 
+    @classmethod
+    def available(cls) -> str | None:
+        """See `LatencyBackend.available`; beside the device, Inductor needs Triton and a C++ compiler."""
+        reason = super().available() or why_not()
+        if reason is None and find_spec("triton") is None:
+            reason = "triton not installed, which Inductor writes kernels for GPUs in; run `pip install triton`"
+        return reason
+
     def _engine(self, module: nn.Module, input_shapes: Sequence[Shape], threads: int) -> Engine:
-        return CudaEngine(_compiled(module.cuda()), input_shapes, tf32=self.precision == "tf32")
+        tf32 = self.precision == "tf32"
+        return _compile(module.cuda(), lambda compiled: CudaEngine(compiled, input_shapes, tf32=tf32))
 
 
-def _compiled(module: nn.Module) -> nn.Module:
+def _compile(module: nn.Module, make: Callable[[nn.Module], Engine]) -> Engine:
     # Dynamo keeps compiled code per function, not per module: without a reset a table of hundreds of operators hits
     # its limit of versions of one forward, after which it would run eagerly and its times would be another engine's.
     torch.compiler.reset()
     try:
         compiled = torch.compile(module, fullgraph=True, dynamic=False)
+        assert isinstance(compiled, nn.Module)
+        engine = make(compiled)
+        # Compiling happens in the first call: here, where a refusal is told as one, and never in a timed call. With the
+        # threads of the timed calls, since Inductor writes their number into the code.
+        engine.time_ms()
     except RuntimeError as err:
-        raise BackendError(f"torch.compile refuses {type(module).__name__}: {str(err).splitlines()[0]}") from err
-    assert isinstance(compiled, nn.Module)
-    return compiled
+        raise BackendError(
+            f"torch.compile refuses {type(module).__name__}: {str(err).strip().splitlines()[0]}"
+        ) from err
+    return engine

@@ -32,6 +32,7 @@ class EngineLabel:
         input_shapes: Shapes it was optimised for.
         max_batch: Largest batch it accepts; none: that of the shapes.
         model_sha256: Hash of the ONNX model.
+        settings: What the builder was told beside that.
         engine_sha256: Hash of the engine; empty until it is built.
     """
 
@@ -42,6 +43,7 @@ class EngineLabel:
     input_shapes: tuple[Shape, ...]
     max_batch: int | None
     model_sha256: str
+    settings: tuple[str, ...] = ()
     engine_sha256: str = ""
 
     @classmethod
@@ -55,10 +57,12 @@ class EngineLabel:
         gpus: Sequence[str],
         input_shapes: Sequence[Shape],
         max_batch: int | None,
+        settings: Sequence[str] = (),
     ) -> EngineLabel:
         """Describe the engine that is going to be built of an ONNX model."""
         shapes = tuple(tuple(shape) for shape in input_shapes)
-        return cls(flavour, version, precision, tuple(gpus), shapes, max_batch, sha256_bytes(model))
+        model_sha256 = sha256_bytes(model)
+        return cls(flavour, version, precision, tuple(gpus), shapes, max_batch, model_sha256, tuple(settings))
 
     def key(self) -> str:
         """Return the name of the engine in the cache: a hash of everything that decides its content."""
@@ -110,6 +114,7 @@ def load_engine(path: Path) -> tuple[bytes, EngineLabel]:
             **{
                 **data,
                 "gpus": tuple(data["gpus"]),
+                "settings": tuple(data["settings"]),
                 "input_shapes": tuple(tuple(shape) for shape in data["input_shapes"]),
             }
         )

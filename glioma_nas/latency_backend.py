@@ -85,6 +85,13 @@ class LatencyBackend(ABC):
     def available(cls) -> str | None:
         """Return None if the engine can be used here, else why not, with the pip line that installs it."""
 
+    def lacking(self) -> str | None:
+        """Return None if this device computes in `precision`, else what it lacks; `open_backend` asks.
+
+        An engine that quietly computes in another format than it is told would give its times a wrong name.
+        """
+        return None
+
     @classmethod
     def buildable(cls) -> str | None:
         """Return None if engines can be made here, be it without the device that runs them; else as `available`."""
@@ -120,6 +127,7 @@ class LatencyBackend(ABC):
         import torch
 
         self.require_available()
+        self._require_precision()
         return Environment(
             device=self.device(),
             threads=threads,
@@ -169,6 +177,11 @@ class LatencyBackend(ABC):
             disturbed=taken.disturbed,
         )
 
+    def _require_precision(self) -> None:
+        lacking = self.lacking()
+        if lacking is not None:
+            raise BackendError(f"latency backend '{self.name}' cannot compute in '{self.precision}' here: {lacking}")
+
     @classmethod
     def require_available(cls) -> None:
         """Raise unless the engine can be used here.
@@ -208,7 +221,7 @@ class OnnxBackend(LatencyBackend):
         self.require_available()
         check_shapes(input_shapes)
         model = export_onnx(module, input_shapes, opset=self.opset)
-        return self.load(self.convert(model, random_inputs(input_shapes)[0]), input_shapes, threads=threads)
+        return self.load(self.convert(model, random_inputs(input_shapes)), input_shapes, threads=threads)
 
     def write_file(
         self, model: bytes, path: Path, input_shape: Shape, *, max_batch: int, gpus: Sequence[str] = ()
@@ -236,12 +249,12 @@ class OnnxBackend(LatencyBackend):
         """
         return self.load(read_bytes(path), [input_shape], threads=threads)
 
-    def convert(self, model: bytes, images: Array) -> bytes:
+    def convert(self, model: bytes, images: Array | Sequence[Array]) -> bytes:
         """Return a float32 ONNX model in this backend's precision, as `load` expects it.
 
         Args:
             model: Serialised ONNX model.
-            images: Slices (N, C, H, W) to calibrate ``int8`` on.
+            images: Slices (N, C, H, W) to calibrate ``int8`` on, for several inputs as many arrays.
 
         Raises:
             BackendError: See `glioma_nas.model_precision.to_int8`.
@@ -262,7 +275,7 @@ def open_backend(name: str, precision: str | None = None) -> LatencyBackend:
 
     Raises:
         UnknownNameError: No backend has that name.
-        BackendError: It cannot be used here, or does not compute in that precision.
+        BackendError: It cannot be used here, or does not compute in that precision, or not on this device.
     """
     backend: LatencyBackend = registry.latency_backends.get(name)()
     wanted = backend.precisions[0] if precision is None else precision
@@ -272,6 +285,7 @@ def open_backend(name: str, precision: str | None = None) -> LatencyBackend:
         )
     backend.require_available()
     backend.precision = wanted
+    backend._require_precision()
     return backend
 
 

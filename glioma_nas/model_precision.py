@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,35 +35,40 @@ def to_float16(model: bytes) -> bytes:
     return data
 
 
-def to_int8(model: bytes, images: Array, *, symmetric: bool = False) -> bytes:
+def to_int8(model: bytes, images: Array | Sequence[Array], *, symmetric: bool = False) -> bytes:
     """Return ``model`` with its convolutions in 8-bit integers.
 
     Args:
-        model: Serialised ONNX model in float32 with one input.
+        model: Serialised ONNX model in float32.
         images: Slices (N, C, H, W), float32, whose activations decide the scales; of training cases, never of those
-            that the result is judged on.
+            that the result is judged on. For a model of several inputs as many arrays of the same N.
         symmetric: Signed activations around zero and biases left in floats, which TensorRT requires; else unsigned
             ones with an offset, which use all 256 values behind a ReLU.
 
     Raises:
-        BackendError: There are no slices, the model takes several inputs, or ONNX Runtime cannot quantise it.
+        BackendError: There are no slices, or for another number of inputs; ONNX Runtime cannot quantise the model, or
+            leaves a convolution of it in floats.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    if len(images) == 0:
-        raise BackendError("no slices to calibrate the 8-bit model on; give at least one (export.calibration_slices)")
+    given_images = [images] if isinstance(images, np.ndarray) else list(images)
     inputs = onnx.load_from_string(model).graph.input
-    if len(inputs) != 1:
-        raise BackendError(f"a model of {len(inputs)} inputs cannot be quantised here; only those of one can")
-
-    batches = _batches(images, inputs[0].type.tensor_type.shape.dim[0].dim_value or 1)
+    if len(inputs) != len(given_images) or len({len(each) for each in given_images}) > 1:
+        raise BackendError(
+            f"a model of {len(inputs)} inputs is calibrated on as many arrays of slices, "
+            f"{[len(each) for each in given_images]} slices were given"
+        )
+    if len(given_images[0]) == 0:
+        raise BackendError("no slices to calibrate the 8-bit model on; give at least one (export.calibration_slices)")
+    sizes = [item.type.tensor_type.shape.dim[0].dim_value or 1 for item in inputs]
+    batches = zip(*(_batches(each, size) for each, size in zip(given_images, sizes, strict=True)), strict=True)
 
     class Slices(CalibrationDataReader):
         def get_next(self) -> dict[str, Array] | None:
             batch = next(batches, None)
-            return None if batch is None else {inputs[0].name: batch}
+            return None if batch is None else dict(zip([item.name for item in inputs], batch, strict=True))
 
     with tempfile.TemporaryDirectory(prefix="glioma_nas_") as folder, warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # advice on symbolic shapes, which a model of fixed sizes does not have
@@ -88,7 +93,23 @@ def to_int8(model: bytes, images: Array, *, symmetric: bool = False) -> bytes:
             )
         except (ValueError, RuntimeError) as err:
             raise BackendError(f"ONNX Runtime cannot quantise the model: {str(err).strip().splitlines()[0]}") from err
-        return Path(done).read_bytes()
+        quantised = Path(done).read_bytes()
+    loose = unquantised_convolutions(quantised)
+    if loose:
+        raise BackendError(
+            f"ONNX Runtime leaves {len(loose)} convolutions in floats ({', '.join(loose[:3])}), so the model would not "
+            "compute in 8 bits; export another format"
+        )
+    return quantised
+
+
+def unquantised_convolutions(model: bytes) -> list[str]:
+    """Return the names of a model's convolutions whose input or weights are not dequantised from 8 bits."""
+    import onnx
+
+    graph = onnx.load_from_string(model).graph
+    dequantised = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return [node.name for node in graph.node if node.op_type == "Conv" and not dequantised.issuperset(node.input[:2])]
 
 
 def _batches(images: Array, size: int) -> Iterator[Array]:

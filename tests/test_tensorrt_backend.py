@@ -16,7 +16,13 @@ from torch import nn
 from glioma_nas import registry
 from glioma_nas.engine_files import EngineLabel, cached_engine, label_path, load_engine, save_engine
 from glioma_nas.errors import BackendError, StorageError
-from glioma_nas.evaluators.tensorrt_backend import TensorRtBackend, open_context
+from glioma_nas.evaluators.tensorrt_backend import (
+    BUILDER_SETTINGS,
+    TensorRtBackend,
+    TensorRtProperBackend,
+    open_context,
+    open_timing_cache,
+)
 from glioma_nas.latency_backend import LatencyBackend
 from glioma_nas.model_precision import to_float16, to_int8
 from glioma_nas.onnx_export import export_onnx
@@ -163,7 +169,14 @@ def test_damaged_cache_entry_is_built_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"version": "2"}, {"precision": "int8"}, {"gpus": ("SM80",)}, {"max_batch": 4}, {"model_sha256": "0"}],
+    [
+        {"version": "2"},
+        {"precision": "int8"},
+        {"gpus": ("SM80",)},
+        {"max_batch": 4},
+        {"model_sha256": "0"},
+        {"settings": ("more workspace",)},
+    ],
 )
 def test_cache_tells_engines_apart_by_everything_that_decides_them(change: dict[str, Any]) -> None:
     assert label(**change).key() != label().key()
@@ -174,6 +187,69 @@ def test_running_without_a_gpu_is_an_error_with_the_reason(rtx: TensorRtBackend,
         pytest.skip("a GPU is here")
     with pytest.raises(BackendError, match=r"'tensorrt_rtx' cannot be used here: .*no CUDA device.*pip install"):
         rtx.load(model, [SHAPE], threads=1)
+
+
+def test_exported_engine_is_built_once(
+    rtx: TensorRtBackend, model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("first", "second"):
+        rtx.write_file(model, tmp_path / f"{name}.plan", SHAPE, max_batch=4, gpus=("SM75",))
+    (kept,) = (tmp_path / "cache" / "glioma_nas" / "engines").glob("*.engine")
+    for name in ("first", "second"):
+        plan, written = load_engine(tmp_path / f"{name}.plan")
+        assert plan == kept.read_bytes()
+        assert written.settings == BUILDER_SETTINGS
+
+
+class Installed(TensorRtProperBackend):
+    """TensorRT proper as it is where its library is installed; any library will do for that."""
+
+    library = "json"
+
+
+def test_flavour_that_times_kernels_cannot_build_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for reason in (Installed.buildable(), Installed.available()):
+        assert reason is not None and "no CUDA device" in reason
+    with pytest.raises(BackendError, match=r"'tensorrt' cannot build engines here: .*no CUDA device"):
+        Installed().build(b"", [(1, 1)])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert Installed.buildable() is None and Installed.available() is None
+
+
+class BuilderConfiguration:
+    """What `open_timing_cache` uses of TensorRT's builder configuration; it has none without a GPU."""
+
+    def __init__(self, accepted: bytes) -> None:
+        self.accepted = accepted
+        self.timings: list[bytes] = []
+
+    def create_timing_cache(self, content: bytes) -> bytes | None:
+        return None if content.startswith(b"damaged") else content
+
+    def set_timing_cache(self, timings: bytes, *, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if timings not in (self.accepted, b""):
+            return False
+        self.timings.append(timings)
+        return True
+
+
+@pytest.mark.parametrize(
+    ("content", "used"),
+    [(None, b""), (b"ours", b"ours"), (b"of another GPU", b""), (b"damaged", b"")],
+    ids=["none", "ours", "another GPU", "damaged"],
+)
+def test_timing_cache_is_used_where_it_fits_and_else_started_anew(
+    content: bytes | None, used: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "timing.cache"
+    if content is not None:
+        path.write_bytes(content)
+    config = BuilderConfiguration(b"ours")
+    open_timing_cache(config, path)
+    assert config.timings == [used]
 
 
 def test_missing_flavour_is_an_error_with_the_pip_line() -> None:
