@@ -9,7 +9,8 @@ such as a GPU's engine without a GPU, is marked as not compared, with the reason
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from glioma_nas.config import ExportConfig
 from glioma_nas.engine_files import label_path
 from glioma_nas.errors import BackendError, did_you_mean
 from glioma_nas.files import atomic_path, write_bytes
 from glioma_nas.latency_backend import Array, Engine, OnnxBackend, open_onnx_backend
 from glioma_nas.model_precision import to_int8
-from glioma_nas.onnx_export import export_onnx
+from glioma_nas.onnx_export import export_onnx, simplify_onnx
+from glioma_nas.parity import Parity, compare
 from glioma_nas.registry import latency_backends
 
 _ENGINES = {
@@ -84,6 +87,16 @@ class ExportRequest:
     gpus: tuple[str, ...]
 
 
+@contextmanager
+def kept_only_whole(exported: ExportedFile) -> Iterator[None]:
+    """Delete a file, with what belongs to it, if the block fails: one that cannot be loaded, run or trusted."""
+    try:
+        yield
+    except BaseException:
+        exported.remove()
+        raise
+
+
 def check_formats(formats: Sequence[str]) -> None:
     """Make sure that every format is known and that what writes it is installed.
 
@@ -122,31 +135,60 @@ def export_file(request: ExportRequest, kind: str, stem: Path) -> ExportedFile:
     return writers[kind](request, stem)
 
 
+def judge(
+    network: nn.Module, exported: ExportedFile, images: Sequence[Array], limits: ExportConfig, *, reduced: bool
+) -> Parity | str:
+    """Compare a file's engine with PyTorch; delete the file if the engine fails or is refused.
+
+    Args:
+        network: What it was made of.
+        exported: The file.
+        images: Slices to compare on, each float32 (C, H, W).
+        limits: The tolerances.
+        reduced: Whether it computes in fewer bits than 32.
+
+    Returns:
+        How far it is from PyTorch; or why it is not compared, or why comparing it says nothing.
+
+    Raises:
+        BackendError: See `glioma_nas.parity.compare` and `glioma_nas.parity.Parity.require`.
+    """
+    if exported.engine is None:
+        return exported.not_compared
+    with kept_only_whole(exported):
+        found = compare(network, exported.engine, images)
+        empty = found.no_evidence(reduced=reduced)
+        if empty is not None and found.mask_dice == 1:
+            return empty
+        found.require(limits, engine=exported.path.name, reduced=reduced)
+    return found
+
+
 def is_reduced(kind: str) -> bool:
     """Tell whether a format computes in fewer than 32 bits."""
     return kind.endswith(("_int8", "_float16"))
 
 
 def _onnx_of(request: ExportRequest) -> bytes:
-    return export_onnx(request.network, [request.input_shape], opset=request.opset, dynamic_batch=True)
+    model = export_onnx(request.network, [request.input_shape], opset=request.opset, dynamic_batch=True)
+    return simplify_onnx(model)
 
 
 def _write_onnx(request: ExportRequest, stem: Path) -> ExportedFile:
-    model, path = _onnx_of(request), stem.with_name(stem.name + ".onnx")
+    return _written(stem.with_name(stem.name + ".onnx"), _onnx_of(request), request)
+
+
+def _written(path: Path, model: bytes, request: ExportRequest) -> ExportedFile:
+    """Write an ONNX model that ONNX Runtime takes; one that it refuses leaves no file."""
+    engine = open_onnx_backend("onnxruntime").load(model, [request.input_shape], threads=request.threads)
     write_bytes(path, model)
-    return ExportedFile(
-        path, open_onnx_backend("onnxruntime").load(model, [request.input_shape], threads=request.threads)
-    )
+    return ExportedFile(path, engine)
 
 
 def _write_int8(request: ExportRequest, stem: Path) -> ExportedFile:
     # Fixed sizes first: the quantiser leaves operators alone whose shapes it does not know.
     model = to_int8(export_onnx(request.network, [request.input_shape], opset=request.opset), request.calibration)
-    path = stem.with_name(stem.name + "_int8.onnx")
-    write_bytes(path, model)
-    return ExportedFile(
-        path, open_onnx_backend("onnxruntime").load(model, [request.input_shape], threads=request.threads)
-    )
+    return _written(stem.with_name(stem.name + "_int8.onnx"), model, request)
 
 
 def _write_native(request: ExportRequest, stem: Path, name: str, precision: str) -> ExportedFile:
@@ -156,11 +198,12 @@ def _write_native(request: ExportRequest, stem: Path, name: str, precision: str)
     ending = "" if precision == "float32" else f"_{precision}"
     path = stem.with_name(stem.name + ending + backend.file_suffix)
     model = backend.convert(_onnx_of(request), request.calibration)
-    backend.write_file(model, path, request.input_shape, max_batch=MAX_BATCH, gpus=request.gpus)
-    reason = backend.available()
-    if reason is not None:
-        return ExportedFile(path, None, reason)
-    return ExportedFile(path, backend.read_file(path, request.input_shape, threads=request.threads))
+    with kept_only_whole(ExportedFile(path, None)):
+        backend.write_file(model, path, request.input_shape, max_batch=MAX_BATCH, gpus=request.gpus)
+        reason = backend.available()
+        if reason is not None:
+            return ExportedFile(path, None, reason)
+        return ExportedFile(path, backend.read_file(path, request.input_shape, threads=request.threads))
 
 
 def _write_torch_export(request: ExportRequest, stem: Path) -> ExportedFile:
@@ -176,7 +219,8 @@ def _write_torch_export(request: ExportRequest, stem: Path) -> ExportedFile:
         raise BackendError(f"torch.export refuses the network: {str(err).strip().splitlines()[0]}") from err
     with atomic_path(path) as temporary:
         torch.export.save(program, temporary)
-    return ExportedFile(path, _ProgramEngine(torch.export.load(path).module()))
+    with kept_only_whole(ExportedFile(path, None)):
+        return ExportedFile(path, _ProgramEngine(torch.export.load(path).module()))
 
 
 def _write_safetensors(request: ExportRequest, stem: Path) -> ExportedFile:

@@ -66,15 +66,16 @@ def model_card(facts: CardFacts) -> str:
         "Compared with PyTorch on real slices of patients that it was not trained on; a file beyond tolerance is not "
         "written.",
         "",
-        "| file | largest logit difference | Dice of the masks | slices |",
-        "|---|---:|---:|---:|",
+        "| file | largest logit difference | Dice of the masks | tumour pixels | slices |",
+        "|---|---:|---:|---:|---:|",
     ]
     for name, row in facts.files.items():
         if "not_compared" in row:
-            lines.append(f"| {name} | not compared: {row['not_compared']} | | |")
+            lines.append(f"| {name} | not compared: {row['not_compared']} | | | |")
         else:
             lines.append(
-                f"| {name} | {row['max_abs_logit_difference']:.2g} | {row['mask_dice']:.5f} | {row['n_slices']} |"
+                f"| {name} | {row['max_abs_logit_difference']:.2g} | {row['mask_dice']:.5f} | {row['tumour_px']} "
+                f"| {row['n_slices']} |"
             )
     reduced = {name: row for name, row in facts.files.items() if "expert_dice" in row}
     if reduced:

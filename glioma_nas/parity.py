@@ -32,6 +32,15 @@ class Parity:
     tumour_px: int
     n_slices: int
 
+    def no_evidence(self, *, reduced: bool) -> str | None:
+        """Return why the comparison says nothing about the engine; none where it does.
+
+        Engines of fewer bits are judged by their masks alone, and two empty masks agree whatever the engine computes.
+        """
+        if not reduced or self.tumour_px > 0:
+            return None
+        return f"PyTorch outlines no tumour on the {self.n_slices} slices, so masks in fewer bits say nothing"
+
     def require(self, limits: ExportConfig, *, engine: str, reduced: bool = False) -> None:
         """Refuse an engine that is beyond tolerance.
 
@@ -41,7 +50,7 @@ class Parity:
             reduced: Whether it computes in fewer bits than 32: its logits differ anyhow, and its masks may a little.
 
         Raises:
-            BackendError: It is; both figures and both limits are named.
+            BackendError: It is; both figures and both limits are named. Or the comparison says nothing.
         """
         largest = math.inf if reduced else limits.max_abs_logit_difference
         least = limits.min_reduced_mask_dice if reduced else limits.min_mask_dice
@@ -52,6 +61,9 @@ class Parity:
                 f"{self.max_abs_logit_difference:.3g} (allowed {largest:g}), Dice of the masks "
                 f"{self.mask_dice:.5f} (at least {least:g}); the engine is refused"
             )
+        empty = self.no_evidence(reduced=reduced)
+        if empty is not None:
+            raise BackendError(f"{engine} cannot be judged: {empty}")
 
 
 def compare(module: nn.Module, engine: Engine, images: Sequence[Array]) -> Parity:

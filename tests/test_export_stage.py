@@ -6,11 +6,12 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import nibabel as nib
 import numpy as np
 import onnx
 import pytest
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
+from glioma_nas import registry
+from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.engine_files import load_engine
 from glioma_nas.engine_scores import expert_dice
@@ -26,15 +29,18 @@ from glioma_nas.errors import BackendError, StorageError
 from glioma_nas.export_formats import ExportedFile, check_formats
 from glioma_nas.latency_backend import Array, Engine, open_onnx_backend
 from glioma_nas.latency_records import LatencyTable
+from glioma_nas.model_precision import unquantised_convolutions
 from glioma_nas.network_size import network_size
 from glioma_nas.parity import Parity
 from glioma_nas.pipeline import StageContext
-from glioma_nas.prepared import PreparedCohort
+from glioma_nas.prepared import PreparedCase, PreparedCohort
 from glioma_nas.progress import Silent
 from glioma_nas.space_building import build_space
 from glioma_nas.stages import export, latency, preprocess
 from glioma_nas.testing.phantoms import write_phantom_cohort
 from glioma_nas.trained_networks import build_network, load_network, network_names, weights_path
+
+SEQUENCES = ("t1ce", "flair")
 
 
 def _config(folder: Path, **export_options: Any) -> RunConfig:
@@ -43,7 +49,7 @@ def _config(folder: Path, **export_options: Any) -> RunConfig:
         "preprocess": {"crop_size_px": 48, "image_size_px": 48, "workers": 1},
         "folds": {"n_folds": 2},
         "search": {"space_options": {"preset": "tiny"}},
-        "latency": {"threads": 1, "warmup_runs": 1, "runs": 2, "network_runs": 5},
+        "latency": {"threads": 1, "warmup_runs": 1, "runs": 2, "max_runs": 5, "network_runs": 5},
         "train": {"baselines": ["monai_unet"], "baseline_options": {"monai_unet": {"channels": [4, 8]}}},
         "export": {"parity_slices": 4, **export_options},
     }
@@ -57,7 +63,7 @@ def _context(config: RunConfig, run: Path, stage: str, *needs: str) -> StageCont
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder up to the train stage, with random weights: export does not care how good they are."""
+    """A run folder up to the train stage, with random weights that outline something: export cares for no more."""
     folder = tmp_path_factory.mktemp("export")
     write_phantom_cohort(folder, 4, 0, sequences=("t1ce", "flair"))
     config, run = _config(folder), folder / "run"
@@ -66,13 +72,31 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {label: np.full(len(values), 1 / len(values)) for label, values in space.layout.choices.items()}
     for name in ("teacher", "student"):
         space.decode(weights, architecture=name).save(run / "search" / f"{name}.json")
+    images = slices_of(PreparedCohort.load(run / "preprocess").cases.values())
     for fold in range(2):
         for name in network_names(config):
             path = weights_path(run / "train", fold, name)
             path.parent.mkdir(parents=True)
             torch.manual_seed(fold)
-            save_file(build_network(config, run / "search", name).state_dict(), path)
+            network = build_network(config, run / "search", name).eval()
+            if name in ("teacher", "student"):
+                outline_half(network, images)
+            save_file(network.state_dict(), path)
     return run
+
+
+def slices_of(cases: Iterable[PreparedCase]) -> torch.Tensor:
+    """Return all slices of some cases, (N, 2, H, W)."""
+    return torch.from_numpy(np.concatenate([case.images()[:, list(case.channels(SEQUENCES))] for case in cases]))
+
+
+def outline_half(network: nn.Module, images: torch.Tensor) -> None:
+    """Shift the last bias so that half of all pixels are called tumour: masks that are all empty compare nothing."""
+    with torch.inference_mode():
+        background, tumour = network(images).unbind(1)
+    last = network.get_submodule("head.classify.1")
+    assert isinstance(last.bias, torch.Tensor)
+    last.bias.data[1] += (background - tumour).median()
 
 
 @pytest.mark.slow
@@ -103,6 +127,7 @@ def test_stage_writes_engines_parity_and_latency(run: Path) -> None:
     assert list(networks) == ["teacher", "student", "monai_unet"]
     for row in networks.values():
         assert row["n"] == len(row["times_ms"]) == 5
+        assert row["warmup_runs"] == 1 and {"disturbed", "clock_mhz", "median_low_ms"} <= row.keys()
         assert row["median_ms"] == pytest.approx(np.median(row["times_ms"]), abs=1e-3)
     assert networks["student"]["times_student"] == {"median": 1.0, "p5": 1.0, "p95": 1.0}
     unet = build_network(config, run / "search", "monai_unet")
@@ -111,6 +136,7 @@ def test_stage_writes_engines_parity_and_latency(run: Path) -> None:
     )
     rows = list(csv.DictReader(io.StringIO((run / "export" / "latency.csv").read_text())))
     assert [row["network"] for row in rows] == ["teacher", "student", "monai_unet"]
+    assert {"disturbed", "median_low_ms", "median_high_ms", "clock_mhz"} <= rows[0].keys()
     assert rows[0]["input_shape"] == "1x2x48x48" and rows[0]["backend"] == "onnxruntime" and rows[0]["threads"] == "1"
     json.dumps(results, allow_nan=False)
 
@@ -166,8 +192,11 @@ def test_size_counts_parameters_and_multiplications() -> None:
 
 
 @pytest.mark.slow
-def test_student_is_delivered_in_every_format_that_can_be_written_here(run: Path, tmp_path: Path) -> None:
+def test_student_is_delivered_in_every_format_that_can_be_written_here(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The delivery of a student; engines for a GPU are built, and said not to be compared where there is none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     formats = ["safetensors", "torch_export", "onnx_int8", "openvino", "tensorrt_rtx", "tensorrt_rtx_int8"]
     config = _config(run.parent, formats=formats, min_reduced_mask_dice=0.5)
     context = StageContext(config, tmp_path, {name: run / name for name in ("preprocess", "search", "train")}, Silent())
@@ -191,7 +220,9 @@ def test_student_is_delivered_in_every_format_that_can_be_written_here(run: Path
         assert "no CUDA device" in results["not_compared"]["student.plan"]
     precisions = [load_engine(folder / name)[1].precision for name in ("student.plan", "student_int8.plan")]
     assert precisions == ["float32", "int8"]
+    assert not unquantised_convolutions((folder / "student_int8.onnx").read_bytes())
     card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert f"| {reduced['tumour_px']} | 4 |" in card
     assert (
         "not a medical device" in card
         and "| student.xml |" in card
@@ -207,6 +238,70 @@ def test_student_is_delivered_in_every_format_that_can_be_written_here(run: Path
     torch.testing.assert_close(again, expected, atol=1e-4, rtol=1e-4)
     given = open_onnx_backend("openvino").read_file(folder / "student.xml", (3, 2, 48, 48), threads=1)
     np.testing.assert_allclose(given.run([batch.numpy()])[0], expected.numpy(), atol=1e-3)
+
+
+def bundle_case(folder: Path, images: NDArray[np.float32], sequences: tuple[str, ...]) -> None:
+    """Write slices (Z, C, H, W) as the volumes a bundle takes: one file a sequence, axes from the left to the right,
+    from posterior to anterior and upwards, with a margin in the plane that the network does not take."""
+    folder.mkdir(parents=True)
+    for channel, name in enumerate(sequences):
+        rows_to_posterior = np.moveaxis(images[:, channel], 0, -1)  # (H, W, Z): posterior, left, superior
+        volume = np.ascontiguousarray(rows_to_posterior[::-1, ::-1].transpose(1, 0, 2))
+        volume = np.pad(volume, ((2, 2), (3, 3), (0, 0)))
+        affine = np.diag([0.9, 0.8, 5.0, 1.0])
+        affine[:3, 3] = (-20.0, -30.0, 10.0)
+        nib.save(nib.Nifti1Image(volume, affine), folder / f"{name}.nii.gz")
+
+
+@pytest.mark.slow
+def test_monai_runs_the_bundle_on_cases(run: Path, tmp_path: Path) -> None:
+    """MONAI's own command, in the bundle's folder: masks on the scans' grids, as the network outlines them."""
+    config = _config(run.parent)
+    inputs = {name: run / name for name in ("preprocess", "search", "train")}
+    export.run(StageContext(config, tmp_path, inputs, Silent()))
+    bundle = tmp_path / "bundle"
+    assert (bundle / "docs" / "license.txt").read_text().startswith("Configuration files")
+    cases = list(PreparedCohort.load(run / "preprocess").cases.values())[:2]
+    for case in cases:
+        bundle_case(tmp_path / "cases" / case.case_id, slices_of([case]).numpy(), SEQUENCES)
+    network = load_network(config, run / "search", run / "train", 0, "student")
+    # Other weights than those of the program, to see that those of model.pt are taken.
+    torch.manual_seed(7)
+    state = {
+        name: tensor + 0.05 * torch.randn(tensor.shape) if name.endswith(("weight", "bias")) else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    assert torch.load(bundle / "models" / "model.pt", weights_only=True).keys() == state.keys()
+    network.load_state_dict(state)
+    outline_half(network, slices_of(cases))
+    torch.save(network.state_dict(), bundle / "models" / "model.pt")
+    options = ["--dataset_dir", str(tmp_path / "cases"), "--output_dir", str(tmp_path / "masks")]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=bundle)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outlined = 0
+    for case in cases:
+        (path,) = (tmp_path / "masks" / case.case_id).iterdir()
+        mask = nib.load(path)
+        scan = nib.load(tmp_path / "cases" / case.case_id / "t1ce.nii.gz")
+        np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-5)
+        assert mask.shape == scan.shape
+        with torch.inference_mode():
+            expected = network(slices_of([case])).argmax(1).numpy()
+        given = np.asarray(mask.dataobj)[2:-2, 3:-3].transpose(2, 1, 0)[:, ::-1, ::-1]
+        assert (given == expected).mean() > 0.999
+        outlined += int(expected.sum())
+    assert outlined > 0
+
+
+# The keys that MONAI's bundle specification calls mandatory, of which one was renamed meanwhile.
+MANDATORY = {
+    *("version", "monai_version", "pytorch_version", "numpy_version", "optional_packages_version"),
+    *("required_packages_version", "task", "description", "authors", "copyright", "network_data_format"),
+}
+MANDATORY_OF_A_TENSOR = {
+    *("type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def"),
+}
 
 
 @pytest.mark.slow
@@ -235,6 +330,16 @@ def test_bundle_passes_monai_verification_and_loads(run: Path, tmp_path: Path) -
             parser.get_parsed_content("network_def")(image), network(image), atol=1e-4, rtol=1e-4
         )
     meta = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert meta.keys() >= MANDATORY
+    tensors = [tensor for side in meta["network_data_format"].values() for tensor in side.values()]
+    assert len(tensors) == 2 and all(tensor.keys() >= MANDATORY_OF_A_TENSOR for tensor in tensors)
+    assert "written by\nglioma_nas, not by MONAI" in (bundle / "docs" / "README.md").read_text()
+    again = registry.search_spaces.get("nasbranet")
+    record = Architecture.from_json(meta["glioma_nas_architecture"])
+    module = again(**record.space_options()).derive(record).eval()
+    module.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    with torch.no_grad():
+        torch.testing.assert_close(module(image), network(image))
     assert meta["network_data_format"]["inputs"]["image"]["channel_def"] == {"0": "t1ce", "1": "flair"}
     del meta["network_data_format"]["outputs"]
     with pytest.raises(jsonschema.ValidationError, match="'outputs' is a required property"):

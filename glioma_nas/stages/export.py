@@ -20,16 +20,15 @@ from torch import nn
 from glioma_nas.architecture import Architecture
 from glioma_nas.config import RunConfig
 from glioma_nas.engine_scores import expert_dice
-from glioma_nas.errors import BackendError
-from glioma_nas.export_formats import ExportRequest, export_file, is_reduced
+from glioma_nas.export_formats import ExportRequest, export_file, is_reduced, judge
 from glioma_nas.files import sha256_file, write_bytes, write_json, write_text
 from glioma_nas.latency_backend import Array, Engine, open_backend, open_onnx_backend
 from glioma_nas.latency_records import Environment
-from glioma_nas.latency_timing import ratio, summarise, time_engines
+from glioma_nas.latency_timing import ratio, summarise, time_in_turns
 from glioma_nas.model_card import CardFacts, model_card
 from glioma_nas.monai_bundle import write_bundle
 from glioma_nas.network_size import network_size
-from glioma_nas.onnx_export import export_onnx
+from glioma_nas.onnx_export import export_onnx, simplify_onnx
 from glioma_nas.parity import Parity, compare
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCase, PreparedCohort
@@ -87,7 +86,7 @@ def run(context: StageContext) -> dict[str, Any]:
         {"backend": PARITY_BACKEND, "tolerance": tolerance, "engines": parity, "not_compared": not_compared},
     )
     latency = measure_networks(timed, config, context.progress)
-    _describe_student(context, cohort, latency, parity, not_compared)
+    _describe_student(context, cohort, timed[_REFERENCE], latency, parity, not_compared)
     write_json(context.folder / LATENCY_FILE, latency)
     write_text(context.folder / LATENCY_TABLE_FILE, latency_csv(latency))
     for name, row in latency["networks"].items():
@@ -122,15 +121,10 @@ def _deliver_student(
             continue  # written for every network
         exported = export_file(request, kind, context.folder / ENGINES_FOLDER / _REFERENCE)
         name = exported.path.name
-        if exported.engine is None:
-            not_compared[name] = exported.not_compared
+        found = judge(network, exported, images, config.export, reduced=is_reduced(kind))
+        if exported.engine is None or isinstance(found, str):
+            not_compared[name] = str(found)
             continue
-        found = compare(network, exported.engine, images)
-        try:
-            found.require(config.export, engine=name, reduced=is_reduced(kind))
-        except BackendError:
-            exported.remove()
-            raise
         parity[name] = _parity_row(_REFERENCE, TIMED_FOLD, exported.path, found)
         if is_reduced(kind) and any(case.native_mask() is not None for case in test):
             parity[name] |= _cost_of_fewer_bits(network, exported.engine, test, config)
@@ -153,6 +147,7 @@ def _cost_of_fewer_bits(
 def _describe_student(
     context: StageContext,
     cohort: PreparedCohort,
+    network: nn.Module,
     latency: dict[str, Any],
     parity: dict[str, dict[str, Any]],
     not_compared: dict[str, str],
@@ -161,10 +156,11 @@ def _describe_student(
     own = {
         name: found for name, found in parity.items() if (found["network"], found["fold"]) == (_REFERENCE, TIMED_FOLD)
     }
+    architecture = Architecture.load(context.inputs["search"] / f"{_REFERENCE}.json")
     card = model_card(
         CardFacts(
             network=_REFERENCE,
-            architecture=Architecture.load(context.inputs["search"] / f"{_REFERENCE}.json").id,
+            architecture=architecture.id,
             sequences=config.cohort.channels,
             image_size_px=config.preprocess.image_size_px,
             n_train=len({cohort.cases[name].patient_id for name in cohort.folds.train(TIMED_FOLD)}),
@@ -180,10 +176,12 @@ def _describe_student(
         write_bundle(
             context.folder / BUNDLE_FOLDER,
             program=context.folder / ENGINES_FOLDER / f"{_REFERENCE}.pt2",
+            weights=network.state_dict(),
             card=card,
             name=f"{_REFERENCE} of glioma_nas",
             sequences=config.cohort.channels,
             image_size_px=config.preprocess.image_size_px,
+            architecture=architecture.to_json(),
         )
 
 
@@ -209,7 +207,7 @@ def export_engine(network: nn.Module, images: Sequence[Array], path: Path, confi
         BackendError: See `glioma_nas.parity.Parity.require`; nothing is written then.
     """
     shape = _shape(config)
-    model = export_onnx(network, [shape], opset=config.export.opset, dynamic_batch=True)
+    model = simplify_onnx(export_onnx(network, [shape], opset=config.export.opset, dynamic_batch=True))
     backend = open_onnx_backend(PARITY_BACKEND)
     parity = compare(network, backend.load(model, [shape], threads=config.latency.threads), images)
     parity.require(config.export, engine=path.name)
@@ -235,9 +233,12 @@ def measure_networks(
 ) -> dict[str, Any]:
     """Time all networks on the configured engine, made for exactly batch 1, one call each a round; count their size.
 
+    Rounds go on until every median stands still or ``latency.max_runs`` are done.
+
     Returns:
-        Environment, input shape, and for each network median, p95, n, every single time, parameters (millions), MACs
-        (10⁹) and its time relative to that of ``reference``, round by round.
+        Environment, input shape, and for each network median with its interval, p95, n, the share of disturbed calls,
+        the clock, every single time that counts, parameters (millions), MACs (10⁹) and its time relative to that of
+        ``reference``, round by round.
 
     Raises:
         BackendError: The engine is missing or refuses a network.
@@ -246,27 +247,40 @@ def measure_networks(
     shape = _shape(config)
     backend = open_backend(options.backend, options.precision)
     engines = {name: backend.prepare(network, [shape], threads=options.threads) for name, network in networks.items()}
-    times = time_engines(
+    warmup_runs = max(options.warmup_runs, 1)
+    taken = time_in_turns(
         engines,
-        warmup_runs=max(options.warmup_runs, 1),
+        warmup_runs=warmup_runs,
         runs=options.network_runs,
+        max_runs=options.max_runs,
         progress=progress,
         description="timing networks",
     )
+    clock_mhz = backend.clock_mhz()
     rows = {}
     for name, network in networks.items():
-        record = summarise(times[name], warmup_runs=max(options.warmup_runs, 1), input_shapes=[shape])
+        record = summarise(
+            taken[name].times_ms,
+            warmup_runs=warmup_runs,
+            input_shapes=[shape],
+            clock_mhz=clock_mhz,
+            disturbed=taken[name].disturbed,
+        )
         size = network_size(network, shape)
-        relative = ratio(times[name], times[reference])
+        relative = ratio(taken[name].times_ms, taken[reference].times_ms)
         rows[name] = {
             "median_ms": round(record.median_ms, 4),
             "p95_ms": round(record.p95_ms, 4),
             "n": record.n,
             "warmup_runs": record.warmup_runs,
+            "median_low_ms": record.median_low_ms and round(record.median_low_ms, 4),
+            "median_high_ms": record.median_high_ms and round(record.median_high_ms, 4),
+            "disturbed": record.disturbed and round(record.disturbed, 4),
+            "clock_mhz": record.clock_mhz,
             "params_m": round(size.params_m, 6),
             "macs_g": round(size.macs_g, 6),
             f"times_{reference}": {key: round(value, 4) for key, value in dataclasses.asdict(relative).items()},
-            "times_ms": [round(time, 4) for time in times[name]],
+            "times_ms": [round(time, 4) for time in taken[name].times_ms],
         }
     return {
         "environment": dataclasses.asdict(backend.environment(threads=options.threads)),
@@ -279,7 +293,8 @@ def measure_networks(
 def latency_csv(latency: dict[str, Any]) -> str:
     """Render what `measure_networks` returns as CSV: one row a network, with all conditions in it."""
     environment = latency["environment"]
-    columns = ("median_ms", "p95_ms", "n", "warmup_runs", "params_m", "macs_g")
+    times = ("median_ms", "p95_ms", "n", "warmup_runs", "median_low_ms", "median_high_ms", "disturbed", "clock_mhz")
+    columns = (*times, "params_m", "macs_g")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["network", *columns, f"times_{_REFERENCE}", "input_shape", *environment])
