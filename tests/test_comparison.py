@@ -21,9 +21,7 @@ from glioma_nas.cli import app
 from glioma_nas.comparison.budget import search_steps, used_steps, with_budget
 from glioma_nas.comparison.cells import made_from, plan
 from glioma_nas.comparison.contest import (
-    hypervolume,
     mean_interval,
-    pareto_front,
     scoring_steps,
     summarise_contest,
 )
@@ -31,6 +29,7 @@ from glioma_nas.comparison.ranking import rank_correlation
 from glioma_nas.comparison.searching import search_apart
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import ConfigError, ResourceError, SearchError, UnknownNameError
+from glioma_nas.pareto import hypervolume, pareto_front
 from glioma_nas.registry import strategies as registered
 from glioma_nas.strategies.random_paths import RandomWithSharedWeights
 from glioma_nas.testing.phantoms import write_phantom_cohort
@@ -136,7 +135,7 @@ def test_hypervolume_equals_counting_cells(points: list[tuple[int, int]]) -> Non
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=10))
 def test_front_holds_exactly_what_nobody_beats(points: list[tuple[int, int]]) -> None:
     runs = pd.DataFrame(points, columns=["latency_ms", "dice"]).astype(float)
-    front = set(pareto_front(runs))
+    front = set(pareto_front(runs.latency_ms, runs.dice))
     for index, (latency, dice) in enumerate(points):
         beaten = any(
             other_latency <= latency and other_dice >= dice and (other_latency, other_dice) != (latency, dice)

@@ -26,6 +26,7 @@ from glioma_nas.config import RunConfig
 from glioma_nas.errors import GliomaNasError, ResourceError
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.latency_backend import open_backend
+from glioma_nas.pareto import hypervolume, pareto_front
 from glioma_nas.pipeline import Pipeline
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Progress
@@ -123,7 +124,9 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
         "failed": [asdict(failure) for failure in failures.values()],
     }
     write_json(out / "comparison.json", facts)
-    write_text(out / PAGE_FILE, render_contest(table, summary, facts, pareto_front(table), config))
+    write_text(
+        out / PAGE_FILE, render_contest(table, summary, facts, pareto_front(table.latency_ms, table.dice), config)
+    )
     return Comparison(summary, tuple(failures.values()))
 
 
@@ -200,33 +203,3 @@ def mean_interval(values: NDArray[np.float64], *, confidence: float = 0.95) -> t
         return None, None
     half = float(student_t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     return float(values.mean()) - half, float(values.mean()) + half
-
-
-def pareto_front(runs: pd.DataFrame) -> list[int]:
-    """Return the positions of the rows that no other row beats, fastest first.
-
-    A row beats another when it is at least as fast and as accurate, and better in one of both.
-    """
-    latencies, dice = runs.latency_ms.to_numpy(dtype=np.float64), runs.dice.to_numpy(dtype=np.float64)
-    front = []
-    for index, (latency_ms, score) in enumerate(zip(latencies, dice, strict=True)):
-        no_worse = (latencies <= latency_ms) & (dice >= score)
-        better = (latencies < latency_ms) | (dice > score)
-        if not (no_worse & better).any():
-            front.append(index)
-    return sorted(front, key=lambda index: float(latencies[index]))
-
-
-def hypervolume(points: Sequence[tuple[float, float]], *, slowest_ms: float) -> float:
-    """Return the share of the rectangle [0, slowest] × [0, 1] that points (latency in ms, Dice) dominate.
-
-    >>> hypervolume([(2.0, 0.5), (4.0, 0.8)], slowest_ms=4.0)
-    0.25
-    """
-    best, area, edge = 0.0, 0.0, slowest_ms
-    ordered = sorted(points)
-    for position, (latency_ms, dice) in enumerate(ordered):
-        best = max(best, dice)
-        edge = ordered[position + 1][0] if position + 1 < len(ordered) else slowest_ms
-        area += best * max(edge - latency_ms, 0.0)
-    return area / slowest_ms if slowest_ms > 0 else 0.0

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from glioma_nas.pareto import pareto_front
 from glioma_nas.report.figures import GREY, INK, LINE_STYLES, MUTED, SERIES, Drawing, Figure, chart
 from glioma_nas.report.intervals import PatientEstimate
+from glioma_nas.report.label_placement import NamedPoint, place_names
 from glioma_nas.roc_analysis import roc_curve
 
 _FAR_APART = 6
@@ -169,49 +171,44 @@ def tradeoff_chart(
     points: Sequence[NetworkPoint],
     colours: Mapping[str, str],
     *,
-    front: Sequence[str] = (),
     size_in: tuple[float, float] = (4.6, 3.0),
 ) -> Figure:
-    """Draw mean Dice with its interval against the median latency, one point for each network.
+    """Draw mean Dice with its interval against the median latency, one point a network; a line joins the Pareto front.
+
+    The axis of latency is logarithmic where latencies lie far apart.
 
     Args:
         points: The networks.
         colours: Network → colour.
-        front: Names of those that no other beats, joined by a line; with them the axis is logarithmic where latencies
-            lie far apart.
         size_in: Width and height of the picture.
     """
     alt = "; ".join(f"{point.network}: Dice {point.dice.value:.3f} at {point.latency_ms:.1f} ms" for point in points)
     with chart("accuracy_latency", alt, width_in=size_in[0], height_in=size_in[1]) as drawing:
         axes = drawing.axes
         latencies = [point.latency_ms for point in points]
-        if front and max(latencies) > _FAR_APART * min(latencies):
+        if max(latencies) > _FAR_APART * min(latencies):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        best = sorted((point.latency_ms, point.dice.value) for point in points if point.network in front)
-        if best:
-            axes.step(*zip(*best, strict=True), where="post", color=GREY, lw=1.0, zorder=1)
-        for position, point in enumerate(sorted(points, key=lambda point: point.latency_ms)):
+        front = [points[index] for index in pareto_front(latencies, [point.dice.value for point in points])]
+        if len(front) > 1:
+            steps = [(point.latency_ms, point.dice.value) for point in front]
+            axes.step(*zip(*steps, strict=True), where="post", color=GREY, lw=1.0, zorder=1)
+        named = []
+        for point in sorted(points, key=lambda point: point.latency_ms):
             estimate, colour = point.dice, colours.get(point.network, GREY)
-            error = None
-            if estimate.low is not None and estimate.high is not None:
-                error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+            low, high = estimate.low, estimate.high
+            error = None if low is None or high is None else [[estimate.value - low], [high - estimate.value]]
             axes.errorbar(point.latency_ms, estimate.value, yerr=error, fmt="o", ms=6, color=colour, capsize=3, lw=1.2)
-            axes.annotate(
-                point.network,
-                (point.latency_ms, estimate.value),
-                # Neighbours' names on different sides of their points, where there are many of them.
-                (7, -12 if front and position % 2 else 5),
-                textcoords="offset points",
-                color=colour,
-            )
+            ends = (estimate.value if low is None else low, estimate.value if high is None else high)
+            named.append(NamedPoint(point.network, point.latency_ms, estimate.value, *ends, colour))
         axes.margins(x=0.22, y=0.12)
         if axes.get_xscale() == "linear":
             axes.set_xlim(left=0)
         axes.set_xlabel("median latency, ms (left is faster)")
         axes.set_ylabel("mean Dice, 95 % interval")
+        place_names(drawing, named)
     return drawing.figure
 
 

@@ -115,7 +115,7 @@ def build(
         if name in records.latency
     ]
     if points:
-        caption = f"Accuracy against latency on {device(records)}."
+        caption = f"Accuracy against latency on {device(records)}; the line joins those that no other beats in both."
         pictures.append(Picture(tradeoff_chart(points, colours), caption))
     section.add(Figures("Out-of-fold Dice, and what it costs in time.", pictures))
     _add_latency(section, records)

@@ -134,8 +134,7 @@ def front_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         )
         for row in rows
     ]
-    front = [row["network"] for row in rows if row["front"]]
-    return tradeoff_chart(points, colour_of([point.network for point in points]), front=front, size_in=(7.4, 4.2))
+    return tradeoff_chart(points, colour_of([point.network for point in points]), size_in=(7.4, 4.2))
 
 
 def limits(latencies: Sequence[Mapping[str, Any]], config: RunConfig, folds: Sequence[int], n_seeds: int) -> Section:

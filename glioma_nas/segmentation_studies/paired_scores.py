@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from glioma_nas.comparison.contest import pareto_front
 from glioma_nas.latency_timing import ratio
+from glioma_nas.pareto import pareto_front
 from glioma_nas.report.intervals import estimate, mean
 from glioma_nas.seeding import numpy_generator
 from glioma_nas.significance import holm
@@ -82,7 +82,7 @@ def networks_table(
         row["params_m"] = float(np.median([item["params_m"] for item in timed]))
         rows.append(row)
     table = pd.DataFrame(rows)
-    table["front"] = table.index.isin(pareto_front(table))
+    table["front"] = table.index.isin(pareto_front(table.latency_ms, table.dice))
     return table
 
 
