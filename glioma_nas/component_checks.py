@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from glioma_nas.config import RunConfig
@@ -79,6 +80,30 @@ def _check_training(config: RunConfig) -> None:
                 f"train.baseline_options names '{name}', which is not in train.baselines: "
                 f"{did_you_mean(name, config.train.baselines)}"
             )
+    for name in config.train.baselines:
+        _take_an_image(config, name)
+
+
+def _take_an_image(config: RunConfig, name: str) -> None:
+    """Let a baseline refuse the images' size or its options now, and not after the others have been trained for hours.
+
+    Raises:
+        ImageError: It cannot take images of ``preprocess.image_size_px``; the message says which.
+        ConfigError: It takes no such option.
+    """
+    import torch
+
+    from glioma_nas.errors import ImageError
+    from glioma_nas.seeding import isolated_torch_rng
+    from glioma_nas.trained_networks import build_network
+
+    side = config.preprocess.image_size_px
+    with isolated_torch_rng(config.seed, "check"), torch.inference_mode():
+        network = build_network(config, Path(), name).eval()
+        try:
+            network(torch.zeros(1, len(config.cohort.channels), side, side))
+        except ImageError as err:
+            raise ImageError(f"baseline '{name}': {err}") from err
 
 
 def _check_markers(config: RunConfig) -> None:

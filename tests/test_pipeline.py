@@ -213,6 +213,12 @@ def test_repaired_file_keeps_the_cases_that_were_done(config: RunConfig, tmp_pat
         ("train", {"loss": "focl"}, "did you mean 'focal'"),
         ("train", {"baselines": ["monai_unt"]}, "did you mean 'monai_unet'"),
         ("train", {"baseline_options": {"unet": {}}}, "not in train.baselines"),
+        (
+            "train",
+            {"baseline_options": {"monai_unet": {"channels": [2, 2, 2, 2, 2, 2, 2]}}},
+            r"^baseline 'monai_unet': image of 32×32 pixels: this network needs sides divisible by 64; set [^\n]*$",
+        ),
+        ("train", {"baseline_options": {"monai_unet": {"chanels": [4, 8]}}}, "did you mean 'channels'"),
         ("latency", {"backend": "onxruntime"}, "did you mean 'onnxruntime'"),
     ],
 )

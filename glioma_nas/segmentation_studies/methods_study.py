@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from glioma_nas.component_checks import check_components
 from glioma_nas.config import RunConfig
@@ -16,7 +15,6 @@ from glioma_nas.errors import ConfigError
 from glioma_nas.files import write_bytes, write_text
 from glioma_nas.missing_sequences import without_incomplete_sequences
 from glioma_nas.progress import Progress
-from glioma_nas.seeding import isolated_torch_rng
 from glioma_nas.segmentation_studies.contenders import (
     Contender,
     baseline,
@@ -31,7 +29,6 @@ from glioma_nas.segmentation_studies.contenders import (
 )
 from glioma_nas.segmentation_studies.methods_page import render_methods
 from glioma_nas.segmentation_studies.paired_scores import networks_table, per_patient
-from glioma_nas.trained_networks import build_network
 
 METHODS = ("unet_thesis", "icnet", "bisenet", "nas_unet", "monai_basic_unet", "monai_unet")
 REFERENCE = "student"
@@ -148,8 +145,6 @@ def _checked(config: RunConfig, students: Mapping[str, RunConfig], plan: Methods
     update = {"baselines": tuple(plan.methods), "baseline_options": options}
     config = config.model_copy(update={"train": config.train.model_copy(update=update)})
     check_components(config, ("preprocess", "latency", "search", "train", "export"))
-    for name in plan.methods:
-        _take_an_image(config, name)
     for name, own in students.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
             raise ConfigError(f"--student {name}: a name is made of letters, digits, '.', '_' and '-'")
@@ -160,13 +155,6 @@ def _checked(config: RunConfig, students: Mapping[str, RunConfig], plan: Methods
     if plan.run is not None and plan.n_seeds > 1:
         raise ConfigError("--run holds the search of one seed; leave it out, or give --seeds 1")
     return config
-
-
-def _take_an_image(config: RunConfig, name: str) -> None:
-    """Let a network refuse the images' size now, and not after the others have been trained for hours."""
-    side = config.preprocess.image_size_px
-    with isolated_torch_rng(config.seed, "check"), torch.inference_mode():
-        build_network(config, Path(), name).eval()(torch.zeros(1, len(config.cohort.channels), side, side))
 
 
 def _contenders(
