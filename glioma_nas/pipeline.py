@@ -133,6 +133,14 @@ def _classify_fingerprint(config: RunConfig) -> dict[str, Any] | None:
     return {"files": hashes} if hashes else None
 
 
+def _report_fingerprint(config: RunConfig) -> dict[str, Any] | None:
+    """Return the contents of what other commands found out about the run."""
+    files = [folder / "validation.json" for folder in config.report.evaluations]
+    files += [folder / "comparison.csv" for folder in config.report.comparisons]
+    hashes = {str(path): sha256_file(path) for path in files if path.is_file()}
+    return {"files": hashes} if hashes else None
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "preprocess",
@@ -199,6 +207,7 @@ STAGES: tuple[Stage, ...] = (
         ("preprocess", "latency", "search", "train", "export", "segment", "classify"),
         ("report",),
         "glioma_nas.stages.report",
+        _report_fingerprint,
     ),
 )
 

@@ -27,6 +27,8 @@ class ReportConfig(Section):
 
     title: str = "glioma_nas run"
     overlay_cases: int = Field(6, ge=1, description="cases shown with mask overlays, from best to worst Dice")
+    evaluations: tuple[Path, ...] = Field((), description="folders of `evaluate`: this run on patients from elsewhere")
+    comparisons: tuple[Path, ...] = Field((), description="folders of `compare`: other seeds, on this run's folds")
 
 
 class RunConfig(Section):
@@ -103,6 +105,12 @@ def parse_config(data: Mapping[str, Any], *, source: str, folder: Path) -> RunCo
             "plugins": plugins,
             "latency": _with_path(config.latency, "shared_table", folder),
             "search": _with_path(config.search, "latency_calibration", folder),
+            "report": config.report.model_copy(
+                update={
+                    key: tuple((folder / path.expanduser()).resolve() for path in getattr(config.report, key))
+                    for key in ("evaluations", "comparisons")
+                }
+            ),
         }
     )
 

@@ -1,7 +1,9 @@
 """The items of two reporting guidelines, in our own words, and which of a run's facts answers each.
 
 ``answer`` names an entry of `glioma_nas.report.checklists.evidence`; an item without one is for the authors to write,
-and ``hint`` says what of. Numbers are those of the guidelines, whose full wording is in the papers.
+and ``hint`` says what of. Numbers are those of the guidelines, whose full wording is in the papers. They were compared
+item by item, on 24 November 2026, with copies of both lists in public repositories, and not with the papers themselves,
+which cannot be reached from where this is tested.
 
 References:
     CLAIM 2024: Tejani et al., Radiology: Artificial Intelligence 6(4):e240300 (2024), doi 10.1148/ryai.240300.

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from glioma_nas.config import RunConfig
 from glioma_nas.report.checklist_items import CLAIM_2024, TRIPOD_AI, Item
 from glioma_nas.report.document import Bullets, Paragraph, Section, Table, number, text
+from glioma_nas.report.further_evidence import FurtherEvidence
 from glioma_nas.report.records import RunRecords
 
 State = Literal["auto", "manual", "missing"]
@@ -107,8 +108,8 @@ def build(filled: Mapping[str, Sequence[Answer]]) -> Section:
     return section
 
 
-def evidence(records: RunRecords, config: RunConfig) -> dict[str, Evidence]:
-    """Look through a run for what answers the checklists."""
+def evidence(records: RunRecords, config: RunConfig, further: FurtherEvidence) -> dict[str, Evidence]:
+    """Look through a run, and what lies beside it, for what answers the checklists."""
     markers = {name: found for name, found in records.markers.items() if found.metrics}
     summaries = [found.summary for found in markers.values()]
     has_dice, has_folds = records.dice is not None, records.cohort.folds.n > 1
@@ -157,8 +158,11 @@ def evidence(records: RunRecords, config: RunConfig) -> dict[str, Evidence]:
             "methods.md; an interval and n beside every figure of report.html",
             "run the segment and classify stages",
         ),
-        "robustness": Evidence(
-            "missing", "one seed was run: `glioma-nas compare CONFIG --seeds N` repeats the search with others"
+        "robustness": _either(
+            any((rows.seeds > 1).any() for rows in further.comparisons),
+            "report.html, Other patients, other seeds: searches with other seeds; tables/comparison.csv",
+            "one seed was run: `glioma-nas compare CONFIG --seeds N` repeats the search with others, and "
+            "report.comparisons shows it here",
         ),
         "explanation": _either(
             any(found.pictures for found in markers.values()),
@@ -168,8 +172,11 @@ def evidence(records: RunRecords, config: RunConfig) -> dict[str, Evidence]:
         "internal": _either(
             has_dice and has_folds, "report.html: every figure is out-of-fold, by patient", "run the segment stage"
         ),
-        "external": Evidence(
-            "missing", "`glioma-nas evaluate RUN COHORT` scores the frozen run on patients from elsewhere"
+        "external": _either(
+            bool(further.evaluations),
+            "report.html, Other patients, other seeds; tables/evaluations.csv, and the page of each evaluation",
+            "`glioma-nas evaluate RUN COHORT` scores the frozen run on patients from elsewhere, and report.evaluations "
+            "shows it here",
         ),
         "performance": _either(
             has_dice,

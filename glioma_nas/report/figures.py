@@ -76,6 +76,9 @@ _STYLE = {
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
+_SVG_URI = "data:image/svg+xml;base64,"
+
+
 @dataclass(frozen=True)
 class Figure:
     """One picture of the report.
@@ -93,6 +96,10 @@ class Figure:
     png: bytes
     alt: str
     width_px: int
+
+    def svg(self) -> bytes:
+        """Return the file behind an address that `svg_uri` made."""
+        return base64.b64decode(self.uri.removeprefix(_SVG_URI))
 
 
 class Drawing:
@@ -133,7 +140,7 @@ def chart(name: str, alt: str, *, width_in: float = 4.6, height_in: float = 3.0)
 
 def svg_uri(svg: str) -> str:
     """Return SVG text as a ``data:`` address; as an image it can neither run scripts nor load anything."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
+    return _SVG_URI + base64.b64encode(svg.encode("utf-8")).decode("ascii")
 
 
 def drawing_figure(name: str, svg: str, alt: str) -> Figure:

@@ -8,6 +8,7 @@ from glioma_nas.config import RunConfig
 from glioma_nas.files import canonical_json, sha256_text
 from glioma_nas.pipeline import versions
 from glioma_nas.report.document import Bullets, Facts, Paragraph, Section, Table, number, text
+from glioma_nas.report.further_evidence import FurtherEvidence
 from glioma_nas.report.records import RunRecords
 from glioma_nas.report.segmentation_section import device
 
@@ -73,7 +74,9 @@ def build_environment(records: RunRecords, config: RunConfig) -> Section:
     return section
 
 
-def build_limits(records: RunRecords, config: RunConfig, sections: Sequence[Section]) -> Section:
+def build_limits(
+    records: RunRecords, config: RunConfig, sections: Sequence[Section], further: FurtherEvidence
+) -> Section:
     """Say what this report does not know."""
     section = Section("limits", "What this report does not know")
     search = records.manifests.get("search", {}).get("results", {})
@@ -82,10 +85,13 @@ def build_limits(records: RunRecords, config: RunConfig, sections: Sequence[Sect
         str(search["search_patients_note"])
         if "search_patients_note" in search
         else "Which patients the architecture search saw was not recorded; out-of-fold figures may be flattered by it.",
-        f"All figures come from one cohort of {patients} patients; other scanners, sites and populations were not "
+        f"All figures but those of section 'Other patients' come from one cohort of {patients} patients."
+        if further.evaluations
+        else f"All figures come from one cohort of {patients} patients; other scanners, sites and populations were not "
         "tested.",
         "Intervals say how figures vary with the patients drawn. They leave out how they vary with another seed: each "
-        "network was trained once for each fold.",
+        "network was trained once for each fold"
+        + (", and the comparison over seeds has a split and a training of its own." if further.comparisons else "."),
         "The number of epochs was fixed beforehand and every network is the last of its training: nothing was chosen "
         "on test patients.",
         "Latency holds for the device, engine, number of threads and input size named beside it and for no other.",

@@ -13,6 +13,7 @@ from glioma_nas.pipeline import StageContext
 from glioma_nas.report import (
     checklists,
     cohort_section,
+    further_evidence,
     marker_section,
     provenance_section,
     search_section,
@@ -32,7 +33,7 @@ CARD_FILE = "model_card.md"
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write ``report.html``, ``tables/*.csv``, ``figures/*.png``, and what an article needs besides.
+    """Write ``report.html``, ``tables/*.csv``, ``figures/``, and what an article needs besides.
 
     That is ``methods.md``, ``model_card.md``, and the checklists ``claim_2024.csv`` and ``tripod_ai.csv``.
 
@@ -48,10 +49,16 @@ def run(context: StageContext) -> dict[str, Any]:
     with context.progress.task("report", 3) as task:
         records = read_records(context.inputs, list(config.classify.markers))
         task.advance()
+        further = further_evidence.read_evidence(
+            config.report.evaluations,
+            config.report.comparisons,
+            run=context.inputs["preprocess"].parent,
+            folds=records.cohort.folds,
+        )
         summaries = segmentation_section.summarise(records, config)
-        known = checklists.evidence(records, config)
+        known = checklists.evidence(records, config, further)
         filled = {name: checklists.answers(items, known) for name, (_, items) in checklists.CHECKLISTS.items()}
-        sections = build_sections(records, config, summaries, filled)
+        sections = build_sections(records, config, summaries, filled, further)
         page = Page(
             title=config.report.title,
             subtitle="glioma_nas run report",
@@ -67,8 +74,8 @@ def run(context: StageContext) -> dict[str, Any]:
             write_text(context.folder / "tables" / f"{anchor(table.name)}.csv", table.to_csv())
         pictures = [picture.figure for plate in plates for picture in plate.pictures]
         for figure in pictures:
-            if figure.png:
-                write_bytes(context.folder / "figures" / f"{anchor(figure.name)}.png", figure.png)
+            suffix, content = (".png", figure.png) if figure.png else (".svg", figure.svg())
+            write_bytes(context.folder / "figures" / f"{anchor(figure.name)}{suffix}", content)
         for name, found in filled.items():
             write_text(context.folder / name, checklists.to_csv(found))
         write_text(context.folder / METHODS_FILE, methods_text(records, config))
@@ -88,6 +95,7 @@ def build_sections(
     config: RunConfig,
     summaries: Mapping[str, NetworkSummary],
     filled: Mapping[str, Sequence[checklists.Answer]],
+    further: further_evidence.FurtherEvidence,
 ) -> list[Section]:
     """Build every chapter, the limits last since they repeat what the others lack."""
     networks = list(dict.fromkeys([*summaries, *(name for name, _ in records.train_histories), *records.latency]))
@@ -98,10 +106,11 @@ def build_sections(
         search_section.build_training(records, config, colours),
         segmentation_section.build(records, config, summaries, colours),
         marker_section.build(records, config),
+        further_evidence.build(further),
         checklists.build(filled),
         provenance_section.build_environment(records, config),
     ]
-    return [*sections, provenance_section.build_limits(records, config, sections)]
+    return [*sections, provenance_section.build_limits(records, config, sections, further)]
 
 
 def _facts(records: RunRecords, config: RunConfig) -> list[tuple[str, str]]:
