@@ -23,7 +23,8 @@ import pandas as pd
 from nni.nas.evaluator import Evaluator
 from numpy.typing import NDArray
 
-from glioma_nas import registry
+from glioma_nas import __version__, registry
+from glioma_nas.classifier_code import classifier_code
 from glioma_nas.errors import ConfigError, LabelError, LeakageError, StorageError, did_you_mean
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.marker_study import ClassifierSettings, MarkerStudy, cases_of_study
@@ -400,10 +401,12 @@ def _construct(
 
 
 def save_evaluator(folder: Path, name: str, evaluator: MarkerEvaluator) -> None:
-    """Record in ``folder`` which classifier its folds belong to, so that `load_evaluator` can rebuild it."""
+    """Record in ``folder`` which classifier its folds belong to and which code trained it, for `load_evaluator`."""
     settings = asdict(evaluator.settings)
     settings["sequences"] = list(settings["sequences"])
-    write_json(folder / CLASSIFIER_FILE, {"classifier": name, "settings": settings, "options": evaluator.options()})
+    made_by = {"version": __version__, "code": classifier_code(type(evaluator))}
+    record = {"classifier": name, "settings": settings, "options": evaluator.options(), **made_by}
+    write_json(folder / CLASSIFIER_FILE, record)
 
 
 def load_evaluator(folder: Path) -> MarkerEvaluator:

@@ -37,10 +37,11 @@ def measure(read: CaseVolumes, prepared: CaseVolumes, records: Mapping[str, Mapp
 
     Returns:
         Plain JSON: ``brain_ml``, ``tumour_ml`` (None without a mask), ``tumour_outside_brain`` and ``border`` (shares),
-        ``tumour_voxels_cut``, and for each sequence ``overlap`` (Dice of its non-zero voxels with the reference's, or
-        of both heads as the registration left them) and, where it was registered, ``overlap_before``, ``shift_mm`` of
-        the head's centre, ``rotation_degrees``, ``information_before`` and ``information`` (nats), and ``improved``,
-        whether the registration was used.
+        ``tumour_voxels_cut``, and for each sequence ``intensity_p95`` (95th percentile of the non-zero voxels as read,
+        in the scanner's units), ``overlap`` (Dice of its non-zero voxels with the reference's, or of both heads as the
+        registration left them) and, where it was registered, ``overlap_before``, ``shift_mm`` of the head's centre,
+        ``rotation_degrees``, ``information_before`` and ``information`` (nats), and ``improved``, whether the
+        registration was used.
     """
     brain = prepared.brain
     voxel_ml = float(spacing_mm(prepared.affine).prod()) / 1000
@@ -60,7 +61,11 @@ def measure(read: CaseVolumes, prepared: CaseVolumes, records: Mapping[str, Mapp
     centre = np.append(np.argwhere(reference).mean(axis=0), 1.0) if reference.any() else np.array([0, 0, 0, 1.0])
     centre_mm = (prepared.affine @ centre)[:3]
     for name, data in prepared.images.items():
-        figures["sequences"][name] = {"overlap": round(_dice(data != 0, reference), 5)}
+        scanned = read.images[name]
+        figures["sequences"][name] = {
+            "overlap": round(_dice(data != 0, reference), 5),
+            "intensity_p95": round(float(np.percentile(scanned[scanned != 0], 95)), 3) if scanned.any() else None,
+        }
     for record in records.values():
         for name, found in record.get("sequences", {}).items() if "reference" in record else ():
             motion = prepared.motions.get(name, IDENTITY)

@@ -281,14 +281,20 @@ class SliceClassifierEvaluator(MarkerEvaluator):
         """Return the network `fit` left in ``folder``, for predictions, and the record beside it.
 
         Raises:
-            StorageError: ``folder`` holds no finished training.
+            StorageError: ``folder`` holds no finished training, or weights of another network.
         """
         if not (folder / WEIGHTS_FILE).is_file():
             raise StorageError(f"{folder / WEIGHTS_FILE}: no such file; run the classify stage first")
         record = read_json(folder / METADATA_FILE)
         with isolated_torch_rng(0, "replaced by the stored weights"):
             network = self.build_network(pretrained=False)
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        try:
+            network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except RuntimeError as err:
+            raise StorageError(
+                f"{folder / WEIGHTS_FILE}: weights of another network ({' '.join(str(err).split())[:200]}); run the "
+                "classify stage again with --force"
+            ) from err
         return network.to(device).eval(), record
 
 

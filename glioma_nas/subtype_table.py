@@ -168,16 +168,47 @@ def subtype_of(config: SubtypeConfig, probabilities: Mapping[str, float], cells:
         LabelError: A measured column holds neither of the values named.
     """
     rules = registry.subtypes.get(config.rules)(tau=config.tau)
-    measured = {
-        name: state
-        for name, column in config.measured.items()
-        if (state := _state(column.column, column.altered, column.wildtype, cells)) != "unknown"
-    }
+    measured = _measured(config, cells)
     predicted = {
         name: round(probabilities[marker], 4) for name, marker in config.predicted.items() if marker in probabilities
     }
     found = rules.integrate(measured, predicted)
     return {**found.as_json(), "text": found.text(), "measured": measured, "predicted": predicted}
+
+
+def withheld_subtype(config: SubtypeConfig, cells: Mapping[str, str], reason: str) -> dict[str, Any]:
+    """Return the fields of `subtype_of` for a patient of whom nothing is called.
+
+    Args:
+        config: The rules.
+        cells: The patient's columns.
+        reason: Why nothing is called.
+
+    Raises:
+        LabelError: See `subtype_of`.
+    """
+    disclaimer = registry.subtypes.get(config.rules)(tau=config.tau).integrate({}).disclaimer
+    return {
+        "call": None,
+        "grade": "",
+        "rule": "",
+        "reason": reason,
+        "probabilities": {},
+        "next_test": None,
+        "next_test_bits": 0.0,
+        "disclaimer": disclaimer,
+        "text": f"No call: {reason}. {disclaimer}",
+        "measured": _measured(config, cells),
+        "predicted": {},
+    }
+
+
+def _measured(config: SubtypeConfig, cells: Mapping[str, str]) -> dict[str, str]:
+    """Return the states that tissue has settled."""
+    states = {
+        name: _state(column.column, column.altered, column.wildtype, cells) for name, column in config.measured.items()
+    }
+    return {name: state for name, state in states.items() if state != "unknown"}
 
 
 def _cell(cells: Mapping[str, str], column: str) -> str:

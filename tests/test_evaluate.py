@@ -7,10 +7,11 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import make_finished_run
+from finished_run import make_finished_run, seeing_no_tumour
 from typer.testing import CliRunner
 
 from glioma_nas.calibration import calibration_intercept, calibration_slope
@@ -30,7 +31,7 @@ from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.privacy.pseudonyms import Pseudonyms
 from glioma_nas.progress import Silent
 from glioma_nas.roc_analysis import auc
-from glioma_nas.testing.phantoms import write_phantom_cohort
+from glioma_nas.testing.phantoms import write_nifti, write_phantom_cohort
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> FrozenRun:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve strangers of two sites, ten years older than the phantoms are."""
+    """Twelve strangers of two sites, ten years older than the phantoms are, with scans three times as bright."""
     folder = tmp_path_factory.mktemp("elsewhere")
     sheet = write_phantom_cohort(folder, 12, 77)
+    for scan in sorted(folder.glob("P*/*.nii.gz")):
+        if scan.name != "mask.nii.gz":
+            write_nifti(scan, np.asarray(nib.load(scan).dataobj) * 3)
     rows = list(csv.DictReader(sheet.open()))
     for index, row in enumerate(rows):
         row["site"] = "A" if index < 6 else "B"
@@ -125,6 +129,35 @@ def test_calls_and_reliability_stand_beside_the_figures(validated: Path) -> None
         assert sum(one["n"] for one in bins) == 6
     page = (validated / "report.html").read_text()
     assert "Re-calibrated on site=A." in page and page.count("data:image/svg+xml") >= 2
+
+
+@pytest.mark.slow
+def test_patients_without_an_outline_are_counted_and_not_scored(
+    run: FrozenRun, elsewhere: Path, tmp_path: Path
+) -> None:
+    results = validate_run(elsewhere, seeing_no_tumour(run), tmp_path, recalibrate_on=None, progress=Silent())
+    marker = results["markers"]["ki67"]
+    assert marker["not_predicted"] == {"not predicted: no tumour was found in the images": 12}
+    assert "metrics" not in marker and marker["not_measured"]
+    assert results["empty_outlines"]["n_predicted_empty"] == 12 and results["segmentation"]["dice"]["value"] == 0
+
+
+@pytest.mark.slow
+def test_sites_are_told_apart_for_markers_too(validated: Path) -> None:
+    marker = read_json(validated / "validation.json")["markers"]["ki67"]
+    table = pd.read_csv(validated / "ki67.csv")
+    (site,) = marker["sites"]  # those of site A re-calibrate
+    assert (site["site"], site["n"], site["n_positive"]) == ("B", 6, int(table.label.sum()))
+    assert site["auc"] == pytest.approx(auc(table.label, table.probability))
+
+
+@pytest.mark.slow
+def test_scale_of_a_scanner_shows_as_drift_though_networks_do_not_see_it(validated: Path) -> None:
+    drift = pd.read_csv(validated / "drift.csv").set_index("figure")
+    # Scans of this site are three times as bright; normalised they look alike.
+    scanned = drift.loc["flair as scanned, percentile 95"]
+    assert scanned["new"] > 2.5 * scanned["run"] and scanned["shift"] > 3
+    assert abs(drift.loc["flair intensity, percentile 50", "shift"]) < 1
 
 
 def test_empty_outlines_are_counted_where_no_distance_exists() -> None:

@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import make_finished_run
+import torch
+from finished_run import make_finished_run, seeing_no_tumour
 from typer.testing import CliRunner
 
 from glioma_nas.cli import app
@@ -150,6 +151,32 @@ def test_bad_case_does_not_stop_the_others(run_folder: Path, tmp_path: Path) -> 
     assert rows.state.tolist() == ["predicted", "failed", "predicted"]
     assert "flair" in rows.problem[1]
     assert not (tmp_path / "out" / "P002" / "prediction.json").exists()
+
+
+class SurprisedOnce(torch.nn.Module):
+    """A network that fails on its first image, in a way that no library error stands for."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.calls = 0
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 1:
+            raise AssertionError("an assumption that this image breaks")
+        logits: torch.Tensor = self.network(image)
+        return logits
+
+
+@pytest.mark.slow
+def test_whatever_one_case_raises_does_not_stop_the_next(run: FrozenRun, tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "strangers", 2, 99)
+    surprised = FrozenRun(run.folder, run.config, "teacher")
+    surprised.__dict__["networks"] = (SurprisedOnce(run.networks[0]), run.networks[1])
+    served = predict_all(sheet, surprised, tmp_path / "out", patient=NOBODY, force=False, progress=Silent())
+    assert [outcome.state for outcome in served.outcomes] == ["failed", "predicted"]
+    assert served.outcomes[0].problem == "case P001: AssertionError: an assumption that this image breaks"
 
 
 def test_earlier_outline_does_not_outlive_a_case_that_fails(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
@@ -302,6 +329,44 @@ def test_run_whose_stages_do_not_belong_together_is_refused(run_folder: Path, tm
     (changed / "config.yaml").write_text(text.replace("crop_size_px: 48", "crop_size_px: 40"))
     with pytest.raises(StorageError, match="prepares cases in another way"):
         FrozenRun.open(changed)
+
+
+def test_classifiers_of_another_version_of_the_code_are_refused_in_one_line(run_folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run_folder, tmp_path / "other"))
+    file = other / "classify" / "idh" / "idh" / "classifier.json"
+    # Options that this version does not know either: the code is what is named.
+    record = {**read_json(file), "code": "0123456789ab", "version": "0.0.9", "options": {"no_such": 1}}
+    file.write_text(json.dumps(record))
+    with pytest.raises(StorageError, match=r"another version of its code \(0\.0\.9, 0123456789ab; here") as refused:
+        FrozenRun.open(other)
+    assert f"glioma-nas classify {other / 'config.yaml'} --out {other} --force" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_networks_of_another_version_of_the_code_are_pointed_out(run_folder: Path, tmp_path: Path) -> None:
+    assert FrozenRun.open(run_folder).other_code is None
+    other = Path(shutil.copytree(run_folder, tmp_path / "other"))
+    manifest = read_json(other / "train" / "manifest.json")
+    manifest["versions"]["source"] = "0123456789ab"
+    (other / "train" / "manifest.json").write_text(json.dumps(manifest))
+    opened = FrozenRun(other, FrozenRun.open(run_folder).config, "student")
+    assert opened.other_code is not None and "source 0123456789ab; here" in opened.other_code
+
+
+def test_nothing_is_predicted_where_no_tumour_was_found(run: FrozenRun, patient: Path, tmp_path: Path) -> None:
+    blind = seeing_no_tumour(run)
+    (outcome,) = predict_all(patient, blind, tmp_path / "out", patient=NOBODY, force=False, progress=Silent()).outcomes
+    assert outcome.record is not None, outcome.problem
+    for marker in outcome.record["markers"]:
+        assert (marker["call"], marker["probability"]) == ("none", None)
+        assert marker["reason"] == "not predicted: no tumour was found in the images"
+    subtype = outcome.record["subtype"]
+    assert (subtype["call"], subtype["probabilities"]) == (None, {}) and "no tumour was found" in subtype["text"]
+    page = (tmp_path / "out" / "new_patient" / "report.html").read_text()
+    assert "neither markers nor a subtype are predicted" in page and "Nothing was outlined" in page
+    assert "not predicted" in page and "predicted outline" not in page.split("<main>")[1]
+    row = pd.read_csv(tmp_path / "out" / "predictions.csv").iloc[0]
+    assert row.volume_ml == 0 and pd.isna(row.idh_probability) and row.idh_call == "none"
 
 
 def test_source_that_is_not_there_is_one_line(run_folder: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_figures_are_volumes_shares_and_overlaps() -> None:
     assert found["tumour_ml"] == pytest.approx(0.64)
     assert found["tumour_outside_brain"] == 0
     assert found["tumour_voxels_cut"] == 3
-    assert found["sequences"]["t1ce"]["overlap"] == 1
+    assert found["sequences"]["t1ce"] == {"overlap": 1, "intensity_p95": 5.0}
     assert found["sequences"]["flair"]["overlap"] == pytest.approx(0.8)
     outside = measure(volumes(), volumes(tumour_at=28), {})
     assert outside["tumour_outside_brain"] == 0.5

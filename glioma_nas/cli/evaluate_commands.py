@@ -33,6 +33,7 @@ def evaluate(
     from glioma_nas.external_validation.validation import PAGE_FILE, Part, measured, validate_run
     from glioma_nas.files import require_writable
     from glioma_nas.new_patients.frozen_run import FrozenRun
+    from glioma_nas.pipeline import CONFIG_FILE
 
     folder = out if out is not None else Path("runs") / f"evaluate-{cohort.resolve().stem}"
     part = Part.parse(recalibrate_on) if recalibrate_on is not None else None
@@ -49,3 +50,7 @@ def evaluate(
         )
     if not as_json:
         typer.echo((folder / PAGE_FILE).resolve())
+        complain(
+            f"to show this in the run's report: glioma-nas report {opened.folder / CONFIG_FILE} --out {opened.folder} "
+            f"--set 'report.evaluations=[{folder.resolve()}]'"
+        )

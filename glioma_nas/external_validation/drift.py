@@ -23,7 +23,8 @@ def case_figures(case: PreparedCase, sequences: Sequence[str]) -> dict[str, floa
 
     Args:
         case: The case.
-        sequences: The run's sequences; intensities are those its networks see, normalised, inside the brain.
+        sequences: The run's sequences. Intensities are given twice: as scanned, in the scanner's own units, and as the
+            networks see them, normalised, inside the brain.
     """
     images = case.images()
     figures = {
@@ -36,6 +37,9 @@ def case_figures(case: PreparedCase, sequences: Sequence[str]) -> dict[str, floa
     for name, channel in zip(sequences, case.channels(tuple(sequences)), strict=True):
         if name not in case.present:
             continue
+        scanned = case.quality["sequences"].get(name, {})
+        if scanned.get("intensity_p95") is not None:
+            figures[f"{name} as scanned, percentile 95"] = float(scanned["intensity_p95"])
         values = np.asarray(images[:, channel])
         tissue = values[values != 0]
         for percentile in PERCENTILES if tissue.size else ():

@@ -21,17 +21,18 @@ from glioma_nas.external_validation.drift import drift_rows
 from glioma_nas.external_validation.validation_page import render_validation
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.markers import encode_labels
-from glioma_nas.new_patients.batch import LIBRARY_ERRORS, unexpected
+from glioma_nas.new_patients.batch import unexpected
 from glioma_nas.new_patients.case_inputs import find_cases, told
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.input_checks import require_servable
 from glioma_nas.new_patients.marker_prediction import predict_marker
-from glioma_nas.new_patients.prediction import ensemble_probabilities, known_case, prediction_key
+from glioma_nas.new_patients.prediction import ensemble_probabilities, known_case, prediction_key, tumour_on_slices
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.progress import Progress
+from glioma_nas.report.further_evidence import applied_stages
 from glioma_nas.report.intervals import estimate, mean, median
+from glioma_nas.roc_analysis import delong
 from glioma_nas.seeding import numpy_generator
-from glioma_nas.segmentation_inference import THRESHOLD
 from glioma_nas.segmentation_scores import native_outline, native_scores
 
 CASES_FILE = "cases.csv"
@@ -110,7 +111,7 @@ def validate_run(
                 raise
             except (GliomaNasError, OSError) as err:
                 failed[case.case_id] = told(str(err), case, run)
-            except LIBRARY_ERRORS as err:
+            except Exception as err:  # noqa: BLE001 - as in `predict`: one strange scan must not cost the others
                 failed[case.case_id] = unexpected(err, case, run)
             if case.case_id in failed:
                 progress.note(f"evaluate: case {case.case_id} is left out: {failed[case.case_id]}")
@@ -126,6 +127,7 @@ def validate_run(
     markers = {name: _score_marker(name, source, served, table, run, recalibrate_on, out) for name in run.markers}
     results = {
         "run": run.folder.name,
+        "applied": applied_stages(run.folder),
         "network": run.network,
         "cohort": source.name,
         "n_cases": len(table),
@@ -194,12 +196,13 @@ def _row(case: Case, run: FrozenRun, folder: Path) -> dict[str, Any]:
             "validation needs other patients"
         )
     probability = ensemble_probabilities(prepared, run).mean(axis=0, dtype=np.float32)
-    row: dict[str, Any] = {**who, **native_scores(prepared, native_outline(prepared, probability))}
-    on_slices = (probability >= THRESHOLD).astype(np.uint8)
+    outline = native_outline(prepared, probability)
+    row: dict[str, Any] = {**who, **native_scores(prepared, outline)}
+    on_slices = tumour_on_slices(probability, outline)
     for name in run.markers:
         marker = predict_marker(name, prepared, on_slices, run)
         row[f"{name}_probability"], row[f"{name}_threshold"] = marker.probability, marker.threshold
-        row[f"{name}_call"] = marker.call
+        row[f"{name}_call"], row[f"{name}_reason"] = marker.call, marker.reason
     write_json(folder / ROW_FILE, {"key": key, "row": row})
     return row
 
@@ -259,15 +262,19 @@ def _score_marker(
     rows = table.assign(
         label=table.case_id.map(labels),
         part=table.case_id.map(recalibrating),
-        probability=table[f"{name}_probability"],
-        threshold=table[f"{name}_threshold"],
+        probability=table[f"{name}_probability"].astype(float),
+        threshold=table[f"{name}_threshold"].astype(float),
         call=table[f"{name}_call"],
-    ).dropna(subset=["label", "probability"])
+        reason=table[f"{name}_reason"],
+    ).dropna(subset=["label"])
+    not_predicted = rows[rows.probability.isna()].reason.value_counts().to_dict()
+    rows = rows.dropna(subset=["probability"])
     patients = rows.groupby("patient_id", sort=True).agg(
         label=("label", "first"),
         probability=("probability", "mean"),
         threshold=("threshold", "mean"),
         part=("part", "max"),
+        site=("site", "first"),
     )
     scored, fitted = patients[~patients.part.astype(bool)], patients[patients.part.astype(bool)]
     columns = ["label", "probability", "threshold"]
@@ -275,6 +282,7 @@ def _score_marker(
     result: dict[str, Any] = {
         "positive_class": run.marker_summary(name)["positive_class"],
         "in_the_run": run.marker_summary(name)["metrics"]["auc"],
+        "not_predicted": {str(reason): int(count) for reason, count in not_predicted.items()},
     }
     report = _report(name, scored, run)
     if isinstance(report, str):
@@ -282,9 +290,22 @@ def _score_marker(
     result["metrics"] = report
     result["abstention"] = _count_calls(rows[~rows.part.astype(bool)])
     result["reliability"] = _bins(scored)
+    result["sites"] = _auc_by_site(scored)
     if part is not None:
         result["recalibration"] = _recalibrated(name, scored, fitted, run, part)
     return result
+
+
+def _auc_by_site(patients: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return one row a site; its AUC is left out where a class has fewer than two patients."""
+    rows: list[dict[str, Any]] = []
+    for site, group in patients.dropna(subset=["site"]).groupby("site", sort=True):
+        row: dict[str, Any] = {"site": str(site), "n": len(group), "n_positive": int((group.label == 1).sum())}
+        if min(row["n_positive"], row["n"] - row["n_positive"]) >= 2:
+            found = delong(group.label.astype(int), group.probability)
+            row |= {"auc": found.value, "low": found.low, "high": found.high}
+        rows.append(row)
+    return rows
 
 
 def _count_calls(rows: pd.DataFrame) -> dict[str, int]:

@@ -150,13 +150,9 @@ def _markers(results: Mapping[str, Any]) -> Section:
         if after:
             columns += [number("after_value", "Re-calibrated", 3), interval("after_low", "after_high", 3)]
         section.add(Table(f"marker-{name}", f"Patients of this cohort, {name}.", columns, rows))
-        calls = marker["abstention"]
-        section.add(
-            Paragraph(
-                f"The run made a call for {calls['n_called']} of {plural(calls['n_cases'], 'case')} and was right in "
-                f"{calls['n_right']} of them; for the others it abstained."
-            )
-        )
+        section.add(Paragraph(_calls(marker)))
+        if len(marker["sites"]) > 1:
+            section.add(_sites(name, marker["sites"]))
         pictures = [Picture(reliability_chart(name, marker["reliability"]), "As the run gives them.")]
         if after:
             chart = reliability_chart(f"{name}_recalibrated", again["reliability"])
@@ -178,6 +174,28 @@ def _markers(results: Mapping[str, Any]) -> Section:
     return section
 
 
+def _calls(marker: Mapping[str, Any]) -> str:
+    calls = marker["abstention"]
+    said = (
+        f"The run made a call for {calls['n_called']} of {plural(calls['n_cases'], 'case')} and was right in "
+        f"{calls['n_right']} of them; for the others it abstained."
+    )
+    for reason, count in marker["not_predicted"].items():
+        said += f" {plural(count, 'case')} with a known marker stand in none of these figures, {reason}."
+    return said
+
+
+def _sites(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = (
+        text("site", "Site"),
+        number("n", "n"),
+        number("n_positive", "Positive"),
+        number("auc", "AUC", 3),
+        interval("low", "high", 3),
+    )
+    return Table(f"marker-sites-{name}", f"{name} by site; an AUC needs two patients of each class.", columns, rows)
+
+
 def _drift(rows: Sequence[Mapping[str, Any]]) -> Section:
     section = Section("drift", "How these patients differ")
     large = [row for row in rows if row["shift"] is not None and abs(row["shift"]) >= LARGE]
@@ -193,8 +211,8 @@ def _drift(rows: Sequence[Mapping[str, Any]]) -> Section:
         number("shift", "Shift", 2),
     )
     caption = (
-        "Means of the run's patients and of these; intensities are normalised and inside the brain. Shift: "
-        "standardised mean difference with pooled standard deviation."
+        "Means of the run's patients and of these. Intensities: as scanned, in the scanner's own units, and normalised "
+        "inside the brain, as networks see them. Shift: standardised mean difference with pooled standard deviation."
     )
     section.add(Table("drift", caption, columns, rows))
     return section

@@ -30,9 +30,6 @@ from glioma_nas.progress import Progress
 
 TABLE_FILE = "predictions.csv"
 
-# Libraries raise what they like over a strange scan; that is the case's fault and must not cost the others.
-LIBRARY_ERRORS = (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError)
-
 _logger = logging.getLogger(__name__)
 
 
@@ -179,8 +176,9 @@ def _serve(
     except (GliomaNasError, OSError) as err:  # a scan may vanish, or its disk fail, after the cohort was read
         _logger.info("case %s failed", case.case_id)
         return Outcome(case.case_id, "failed", None, told(str(err), case, run), markers)
-    except LIBRARY_ERRORS as err:
-        # A traceback quotes paths, in which patients are apt to stand.
+    except Exception as err:
+        # Libraries raise what they like over a strange scan, which is the case's fault and must not cost the others. A
+        # traceback quotes paths, in which patients are apt to stand.
         hidden = run.config.cohort.hash_ids
         _logger.info("case %s failed: %s", case.case_id, type(err).__name__, exc_info=not hidden)
         return Outcome(case.case_id, "failed", None, unexpected(err, case, run), markers)

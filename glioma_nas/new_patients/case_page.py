@@ -137,11 +137,14 @@ def _segmentation(record: Mapping[str, Any], case: PreparedCase, mask: NDArray[n
         )
         for index in indices
     ]
+    which = (
+        "Slices with the largest predicted tumour area" if mask.any() else "Nothing was outlined; slice with most brain"
+    )
     section.add(
         Figures(
-            "Slices with the largest predicted tumour area; the patient's right is on the left.",
+            f"{which}; the patient's right is on the left.",
             pictures,
-            ((PREDICTION_COLOUR, "predicted outline"),),
+            ((PREDICTION_COLOUR, "predicted outline"),) if mask.any() else (),
         )
     )
     return section
@@ -213,6 +216,8 @@ def _subtype(record: Mapping[str, Any]) -> Section:
         )
     )
     rows = [{"outcome": name, "probability": value} for name, value in found["probabilities"].items()]
+    if not rows:
+        return section
     columns = (text("outcome", "Outcome"), number("probability", "Probability", 3))
     caption = "Outcomes of the rules, markers taken as independent given the images."
     section.add(Table("subtype", caption, columns, rows))

@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from glioma_nas import __version__, registry
 from glioma_nas.case_preparation import Recipe, build_steps
+from glioma_nas.classifier_code import require_same_code
 from glioma_nas.config import RunConfig, load_config
 from glioma_nas.errors import ConfigError, StorageError, did_you_mean
 from glioma_nas.files import read_json, sha256_file
-from glioma_nas.marker_evaluator import MarkerEvaluator, load_evaluator
-from glioma_nas.pipeline import CONFIG_FILE, MANIFEST, results_of
+from glioma_nas.marker_evaluator import CLASSIFIER_FILE, MarkerEvaluator, load_evaluator
+from glioma_nas.pipeline import CONFIG_FILE, MANIFEST, results_of, source_hash
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.registry import load_file
 from glioma_nas.stages.preprocess import recipe_of
@@ -47,7 +49,8 @@ class FrozenRun:
             network: ``student``, ``teacher`` or a baseline of the run.
 
         Raises:
-            StorageError: It is no run folder, or a stage it needs is not done or out of date.
+            StorageError: It is no run folder, a stage it needs is not done or out of date, or its classifiers were
+                trained by another version of their code.
             ConfigError: The run has no such network.
         """
         if not (folder / CONFIG_FILE).is_file():
@@ -64,7 +67,9 @@ class FrozenRun:
             raise ConfigError(f"the run has no network '{network}': {did_you_mean(network, allowed)}")
         for step in build_steps(config.preprocess).values():
             step.check()
-        return cls(folder.resolve(), config, network)
+        opened = cls(folder.resolve(), config, network)
+        opened.require_classifiers()
+        return opened
 
     @cached_property
     def cohort(self) -> PreparedCohort:
@@ -89,13 +94,41 @@ class FrozenRun:
     @cached_property
     def markers(self) -> Mapping[str, MarkerEvaluator]:
         """The classifier of every marker, by the marker's name; empty when the classify stage is not done."""
+        return {name: load_evaluator(self.marker_folder(name)) for name in self._classified}
+
+    @property
+    def _classified(self) -> list[str]:
         if not (self.folder / "classify" / MANIFEST).is_file():
-            return {}
-        return {
-            name: load_evaluator(self.marker_folder(name))
-            for name in self.config.classify.markers
-            if self.marker_folder(name).is_dir()
-        }
+            return []
+        return [name for name in self.config.classify.markers if self.marker_folder(name).is_dir()]
+
+    def require_classifiers(self) -> None:
+        """Make sure that every classifier was trained by the code that is about to use it.
+
+        Raises:
+            StorageError: One was not.
+        """
+        remedy = (
+            f"run `glioma-nas classify {self.folder / CONFIG_FILE} --out {self.folder} --force`, or use the version "
+            "that trained it"
+        )
+        for name in self._classified:
+            folder = self.marker_folder(name)
+            record = read_json(folder / CLASSIFIER_FILE)
+            # By its name and not as it was built: options and settings of another version may not fit either.
+            require_same_code(record, registry.classifiers.get(record["classifier"]), folder=folder, remedy=remedy)
+
+    @cached_property
+    def other_code(self) -> str | None:
+        """A sentence when the networks were trained by another version of this package; none when by this one."""
+        made_with = read_json(self.folder / "train" / MANIFEST).get("versions", {})
+        if made_with.get("source") == source_hash():
+            return None
+        version, source = (made_with.get(key, "unknown") for key in ("glioma_nas", "source"))
+        return (
+            f"the networks were trained by another version of glioma_nas ({version}, source {source}; here "
+            f"{__version__}, source {source_hash()}): their figures were not measured with this one"
+        )
 
     def marker_folder(self, marker: str) -> Path:
         """Return the folder that holds the folds of a marker's classifier."""

@@ -19,8 +19,10 @@ from glioma_nas.markers import cut_case
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.seeding import derive_seed
-from glioma_nas.subtype_table import subtype_of
+from glioma_nas.subtype_table import subtype_of, withheld_subtype
 from glioma_nas.uncertainty import decide, predict_with_uncertainty
+
+NO_TUMOUR = "no tumour was found in the images"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ class MarkerPrediction:
 
 
 def predict_marker(name: str, case: PreparedCase, mask: NDArray[np.uint8], run: FrozenRun) -> MarkerPrediction:
-    """Predict one marker of a prepared case.
+    """Predict one marker of a prepared case; nothing is predicted of a case without tumour.
+
+    In the run's own cross-validation a case without tumour is judged by its middle slices, so that no patient drops out
+    of the figures. Nobody should be served a probability that comes from healthy brain.
 
     Args:
         name: The marker.
@@ -72,7 +77,12 @@ def predict_marker(name: str, case: PreparedCase, mask: NDArray[np.uint8], run: 
     }
     zero_missing = config.cohort.feeds_zeros
     missing = [sequence for sequence in evaluator.settings.sequences if sequence not in case.present]
+    obstacle = ""
     if missing and (not zero_missing or len(missing) == len(evaluator.settings.sequences)):
+        obstacle = f"{', '.join(missing)} missing"
+    elif not mask.any():
+        obstacle = NO_TUMOUR
+    if obstacle:
         return MarkerPrediction(
             **known,
             probability=None,
@@ -80,7 +90,7 @@ def predict_marker(name: str, case: PreparedCase, mask: NDArray[np.uint8], run: 
             highest=None,
             threshold=None,
             call="none",
-            reason=f"not predicted: {', '.join(missing)} missing",
+            reason=f"not predicted: {obstacle}",
             n_members=0,
         )
     cut = cut_case(
@@ -113,10 +123,19 @@ def predict_marker(name: str, case: PreparedCase, mask: NDArray[np.uint8], run: 
     )
 
 
-def integrate_subtype(case: Case, markers: Sequence[MarkerPrediction], run: FrozenRun) -> dict[str, Any] | None:
+def integrate_subtype(
+    case: Case, markers: Sequence[MarkerPrediction], run: FrozenRun, *, tumour_found: bool = True
+) -> dict[str, Any] | None:
     """Return the integrated subtype of a case as plain data; none when the run has no rules for it.
 
     A marker that abstains takes part with its probability: the rules' own ``tau`` decides whether anything is called.
+    Without a tumour in the images nothing is called, whatever was measured in tissue: the images are of something else.
+
+    Args:
+        case: The case, with its columns of the sheet.
+        markers: What was predicted.
+        run: The frozen run.
+        tumour_found: Whether its outline holds a voxel.
 
     Raises:
         LabelError: A measured column of the case holds neither of the values the run names.
@@ -124,5 +143,7 @@ def integrate_subtype(case: Case, markers: Sequence[MarkerPrediction], run: Froz
     config = run.config.classify.subtype
     if config is None or not run.markers:
         return None
+    if not tumour_found:
+        return withheld_subtype(config, case.labels, NO_TUMOUR)
     probabilities = {marker.marker: marker.probability for marker in markers if marker.probability is not None}
     return subtype_of(config, probabilities, case.labels)

@@ -25,7 +25,7 @@ from glioma_nas.new_patients.case_page import render_case
 from glioma_nas.new_patients.dicom_seg import write_dicom_seg
 from glioma_nas.new_patients.frozen_run import FrozenRun
 from glioma_nas.new_patients.input_checks import problems_of_input, require_servable
-from glioma_nas.new_patients.marker_prediction import integrate_subtype, predict_marker
+from glioma_nas.new_patients.marker_prediction import NO_TUMOUR, integrate_subtype, predict_marker
 from glioma_nas.pipeline import MANIFEST, source_hash
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.quality_control import flags
@@ -109,6 +109,8 @@ def predict_case(
         prepare_case(unmasked, prepared_folder, run.recipe)
     prepared = PreparedCase.load(prepared_folder)
     warnings = [*problems_of_input(case, run), *_warned(known_case(prepared, run))]
+    if run.other_code is not None:
+        warnings.append(run.other_code)
 
     members = ensemble_probabilities(prepared, run)
     probability = members.mean(axis=0, dtype=np.float32)
@@ -123,10 +125,13 @@ def predict_case(
             network=run.network,
             key=prediction_key(case, run),
         )
-    prepared_mask = (probability >= THRESHOLD).astype(np.uint8)
+    prepared_mask = tumour_on_slices(probability, mask)
     segmentation = _describe_segmentation(prepared, run, members, mask)
     if not mask.any():
-        warnings.append("no tumour was found; markers are predicted from the middle slices and mean little")
+        warnings.append(
+            f"{NO_TUMOUR}: neither markers nor a subtype are predicted. Look at the scans: a small or faint tumour can "
+            "be missed"
+        )
     if run.markers:
         warnings += other_masks(run.config.classify.masks, run.network)
     markers = [predict_marker(name, prepared, prepared_mask, run) for name in run.markers]
@@ -135,7 +140,7 @@ def predict_case(
         "key": prediction_key(case, run),
         "segmentation": segmentation,
         "markers": [asdict(marker) for marker in markers],
-        "subtype": integrate_subtype(case, markers, run),
+        "subtype": integrate_subtype(case, markers, run, tumour_found=bool(mask.any())),
         "warnings": warnings,
         "quality": dict(prepared.quality),
         "quality_flags": quality_flags(prepared, run),
@@ -147,6 +152,17 @@ def predict_case(
     # Last: a folder that holds the record is complete.
     write_json(folder / PREDICTION_FILE, record)
     return record
+
+
+def tumour_on_slices(probability: NDArray[np.float32], outline: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return what classifiers get as the tumour, uint8 (Z, H, W), 0 or 1; empty where the scan's own outline is.
+
+    Args:
+        probability: Of tumour on the prepared slices, float32 (Z, H, W) in [0, 1].
+        outline: On the grid of the scan, uint8 (X, Y, Z), 0 or 1.
+    """
+    mask: NDArray[np.uint8] = ((probability >= THRESHOLD) & bool(outline.any())).astype(np.uint8)
+    return mask
 
 
 def other_masks(trained_with: str, network: str) -> list[str]:
