@@ -33,7 +33,7 @@ def render_ablation(
     section.add(
         Paragraph(
             "Searched: operators O, scales s, widths χ; b: branches. T: teacher, S: student; T → S: S is taught by T. "
-            " Rows without an arrow are trained on the labels alone. T → T pruned: the teacher with every "
+            "Rows without an arrow are trained on the labels alone. T → T pruned: the teacher with every "
             "width the narrowest."
         ),
         Table("table-4-6-dice", DICE_CAPTION.format(reference="T → S"), dice_columns(n_seeds), rows),
