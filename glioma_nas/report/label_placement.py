@@ -91,7 +91,8 @@ def _moved(text: Any, ring: float, place: tuple[int, int, str, str], renderer: A
     text.set_position((x * ring, y * ring))
     text.set_horizontalalignment(horizontal)
     text.set_verticalalignment(vertical)
-    return text.get_window_extent(renderer)
+    box: Bbox = text.get_window_extent(renderer)
+    return box
 
 
 def _boxes(axes: Any, point: NamedPoint) -> list[Bbox]:
