@@ -13,6 +13,9 @@ from glioma_nas.report.records import RunRecords
 from glioma_nas.report.segmentation_section import device
 
 _CITATIONS = {
+    "pytorch": "Paszke A. et al. PyTorch: an imperative style, high-performance deep learning library. NeurIPS 2019.",
+    "monai": "Cardoso M. J. et al. MONAI: an open-source framework for deep learning in healthcare. arXiv:2211.02701, "
+    "2022.",
     "nni": "Microsoft, Neural Network Intelligence, https://github.com/microsoft/nni.",
     "darts": "Liu H., Simonyan K., Yang Y. DARTS: differentiable architecture search. ICLR 2019.",
     "fasterseg": "Chen W. et al. FasterSeg: searching for faster real-time semantic segmentation. ICLR 2020.",
@@ -223,4 +226,7 @@ def _markers(records: RunRecords, config: RunConfig, cite: _References) -> list[
 def _software(records: RunRecords, config: RunConfig, cite: _References) -> str:
     recorded = [manifest["versions"] for manifest in records.manifests.values() if manifest.get("versions")]
     shown = ", ".join(f"{name} {value}" for name, value in recorded[-1].items()) if recorded else "not recorded"
-    return f"**Software.** {shown}; NNI{cite('nni')}; seed {config.seed}, device {config.device}."
+    return (
+        f"**Software.** {shown}; PyTorch, MONAI and NNI{cite('pytorch', 'monai', 'nni')}; seed {config.seed}, device "
+        f"{config.device}."
+    )
