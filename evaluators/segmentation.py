@@ -21,6 +21,7 @@ from glioma_nas.downstream import DownstreamScore
 from glioma_nas.errors import CohortError, ConfigError, did_you_mean
 from glioma_nas.evaluators.segmentation_module import CHECKPOINTS, SegmentationModule
 from glioma_nas.files import read_json, write_json
+from glioma_nas.losses import LossFunction
 from glioma_nas.nni_bridge import current_sample, in_trial, sample_key
 from glioma_nas.prepared import PreparedCase, PreparedCohort
 from glioma_nas.progress import Progress
@@ -29,12 +30,16 @@ from glioma_nas.seeding import derive_seed, isolated_torch_rng, numpy_generator
 from glioma_nas.slices import EpochSampler, SliceDataset
 from glioma_nas.training import (
     LAST_CHECKPOINT,
+    EpochClock,
     history_of,
     interruptible,
     make_trainer,
     require_finite_weights,
     resume_arguments,
 )
+
+GRADIENT_CLIP = 5.0
+"""Largest norm of a gradient (METHOD's schedule); one-shot strategies clip by themselves."""
 
 TRIALS_FOLDER = "trials"
 TRIAL_RESULT = "result.json"
@@ -122,6 +127,7 @@ class SegmentationEvaluator(Lightning):
         weight_decay: See `SegmentationModule`.
         loss: See `SegmentationModule`.
         auxiliary_weight: See `SegmentationModule`.
+        logit_weights: See `SegmentationModule`.
         schedule: See `SegmentationModule`.
         tumour_slice_fraction: Share of drawn slices with tumour.
         augment: Whether training slices are augmented.
@@ -146,6 +152,8 @@ class SegmentationEvaluator(Lightning):
         downstream: Makes the score of the markers that networks are ranked by too, from ``network_patients`` and
             ``case_ids``: it is told the patients that train, and the cases of those that validate. For ``search``.
         strata: See `split_training_cases`.
+        epoch_s: Wall time of an epoch in seconds, for networks compared at equal time: it ends an epoch that
+            ``steps_per_epoch`` has not. What is found then depends on the machine's speed.
     """
 
     def __init__(
@@ -161,8 +169,9 @@ class SegmentationEvaluator(Lightning):
         batch_size: int = 8,
         learning_rate: float = 0.02,
         weight_decay: float = 5e-4,
-        loss: str = "focal",
+        loss: str | LossFunction = "focal",
         auxiliary_weight: float = 1.0,
+        logit_weights: Mapping[str, float] | None = None,
         schedule: str = "exponential",
         tumour_slice_fraction: float = 0.7,
         augment: bool = True,
@@ -185,6 +194,7 @@ class SegmentationEvaluator(Lightning):
         tensorboard: bool = False,
         downstream: Callable[..., DownstreamScore] | None = None,
         strata: Mapping[str, str] | None = None,
+        epoch_s: float | None = None,
     ) -> None:
         if downstream is not None and split != "search":
             raise ConfigError("networks are ranked by markers while searching only; leave downstream out")
@@ -234,11 +244,13 @@ class SegmentationEvaluator(Lightning):
         self.progress = progress  # for what a strategy does after the training
         self._folder = Path(folder)
         self._network: nn.Module | None = None
+        self.clock = EpochClock(epoch_s)  # one for all trials
         # Kept as recipes: each trial needs a module and a trainer that have not run.
         self._new_module = partial(
             SegmentationModule,
             loss=loss,
             auxiliary_weight=auxiliary_weight,
+            logit_weights=logit_weights,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             epochs=epochs,
@@ -251,6 +263,7 @@ class SegmentationEvaluator(Lightning):
             ema_decay=ema_decay,
             validation=self.scoring_loader if split == "train" else None,
             compiled=compiled,
+            clock=self.clock,
         )
         self._checkpoint = None if split == "search" else checkpoint
         self.kept: dict[str, Any] = {}
@@ -261,7 +274,6 @@ class SegmentationEvaluator(Lightning):
             progress=progress,
             label=label,
             device=device,
-            gradient_clip=None if split == "search" else 5.0,
             stage="search" if split == "search" else "train",
             precision=precision,
             tensorboard=tensorboard,
@@ -297,6 +309,8 @@ class SegmentationEvaluator(Lightning):
             raise RuntimeError("this evaluator has trained another network; make one evaluator for each network")
         self._network = model
         self.module.set_model(model)
+        # Only now: Lightning refuses to clip where a one-shot strategy steps by itself.
+        self.trainer.gradient_clip_val = GRADIENT_CLIP
         with interruptible(), isolated_torch_rng(self.seed, "fit"):
             # No validation loop inside the training: the score is taken once, at the end.
             self.trainer.fit(self.module, self.train_dataloaders, **self.fit_kwargs)
@@ -313,7 +327,7 @@ class SegmentationEvaluator(Lightning):
             return dict(read_json(result))
         module = self._new_module()
         module.set_model(model)
-        trainer = self._new_trainer(folder)
+        trainer = self._new_trainer(folder, gradient_clip=GRADIENT_CLIP)
         with interruptible(), isolated_torch_rng(self.seed, "fit"):
             trainer.fit(module, self.train_dataloaders, **resume_arguments(folder))
         require_finite_weights(model, "segmentation training")

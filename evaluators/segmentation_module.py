@@ -13,9 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from glioma_nas.compilation import compile_for_training
 from glioma_nas.distributed_training import world_size
-from glioma_nas.errors import ConfigError
-from glioma_nas.losses import distillation_loss, main_logits, segmentation_loss
-from glioma_nas.training import FiniteGuard
+from glioma_nas.errors import ConfigError, DivergedError
+from glioma_nas.losses import LossFunction, distillation_loss, main_logits, segmentation_loss
+from glioma_nas.training import EpochClock, FiniteGuard
 
 POLY_POWER = 0.9
 EXPONENTIAL_DECAY = 0.978
@@ -29,8 +29,9 @@ class SegmentationModule(LightningModule):
     """Training recipe of a segmentation network: loss, distillation, SGD with momentum and a falling learning rate.
 
     Args:
-        loss: Name of a loss in `glioma_nas.losses`.
-        auxiliary_weight: Weight of the single-scale logits; see `segmentation_loss`.
+        loss: See `segmentation_loss`.
+        auxiliary_weight: See `segmentation_loss`.
+        logit_weights: See `segmentation_loss`.
         learning_rate: First learning rate of SGD (momentum 0.9).
         weight_decay: L2 penalty of SGD.
         epochs: Epochs the schedule spans.
@@ -45,12 +46,13 @@ class SegmentationModule(LightningModule):
         validation: Batches of patients that do not train, scored after every epoch; none for no validation.
         compiled: Whether torch.compile takes the network over, or the name of the backend that it does so with; see
             `compile_for_training`.
+        clock: Counts the steps, and may end epochs by time; none for a clock of its own that does not.
     """
 
     def __init__(
         self,
         *,
-        loss: str,
+        loss: str | LossFunction,
         auxiliary_weight: float,
         learning_rate: float,
         weight_decay: float,
@@ -64,13 +66,15 @@ class SegmentationModule(LightningModule):
         ema_decay: float = 0.0,
         validation: Iterable[Mapping[str, Any]] | None = None,
         compiled: bool | str = False,
+        logit_weights: Mapping[str, float] | None = None,
+        clock: EpochClock | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"ema_decay is {ema_decay!r}; give a number of at least 0 and less than 1, such as 0.99")
         if schedule not in ("poly", "exponential"):
             raise ConfigError(f"unknown schedule '{schedule}'; allowed: poly, exponential")
-        self.loss = segmentation_loss(loss, auxiliary_weight=auxiliary_weight)
+        self.loss = segmentation_loss(loss, auxiliary_weight=auxiliary_weight, logit_weights=logit_weights)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.epochs = epochs
@@ -83,6 +87,7 @@ class SegmentationModule(LightningModule):
         self._average: tuple[AveragedModel, ...] = ()
         self._validation = validation
         self._compiled = compiled
+        self._clock = clock or EpochClock()
         self._validation_dice: dict[int, float] = {}
         self._best: dict[str, Tensor] | None = None
         # In a tuple, so that the teacher's weights do not become part of this module's checkpoints.
@@ -107,6 +112,17 @@ class SegmentationModule(LightningModule):
         self._epoch_losses.append(self.latest_loss)
         self._epoch_dice.append(self.latest_dice)
         return loss
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Return -1, at which Lightning goes on to the end of the epoch, when the epoch's time is over."""
+        return None if self._clock.allows(batch_idx) else -1
+
+    def on_train_epoch_end(self) -> None:
+        """Advance the learning rate after an epoch that the clock ended: nobody else does then."""
+        if self._clock.cut:
+            for config in self.trainer.lr_scheduler_configs:
+                while config.scheduler.last_epoch <= self.trainer.current_epoch:
+                    config.scheduler.step()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the weights as they are when a gradient is not finite, although the loss was; called by Lightning."""
@@ -255,12 +271,18 @@ class SegmentationModule(LightningModule):
         Args:
             model: Network in evaluation mode; gives logits (N, K, H, W).
             batches: As the loaders of this evaluator yield them.
+
+        Raises:
+            DivergedError: The network gives logits that are no finite numbers, of which an outline means nothing.
         """
         device = next(model.parameters()).device
         overlap: dict[str, int] = {}
         total: dict[str, int] = {}
         for batch in batches:
-            predicted = model(batch["image"].to(device)).argmax(1).cpu() > 0
+            logits = model(batch["image"].to(device))
+            if not torch.isfinite(logits).all():
+                raise DivergedError("the network's outputs are no finite numbers, so they cannot be scored")
+            predicted = logits.argmax(1).cpu() > 0
             truth = batch["mask"] > 0
             for row, case in enumerate(batch["case"]):
                 overlap[case] = overlap.get(case, 0) + int((predicted[row] & truth[row]).sum())

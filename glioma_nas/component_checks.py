@@ -59,18 +59,21 @@ def _check_search(config: RunConfig) -> None:
     from glioma_nas.space_building import build_space, build_strategy
 
     with isolated_torch_rng(config.seed, "check"):
-        build_space(config)
+        space = build_space(config)
     registry.evaluators.get("segmentation")
+    registry.losses.get(config.search.loss)
     # Latencies are not measured yet: whoever asks for one already here fails loudly.
-    build_strategy(config, profiler=_LatencyToCome(), seed=config.seed)
+    strategy = build_strategy(config, profiler=_LatencyToCome(), seed=config.seed)
+    # A strategy may know spaces, or parts of them, that it cannot search.
+    if hasattr(strategy, "check_space"):
+        strategy.check_space(space)
 
 
 def _check_training(config: RunConfig) -> None:
     from glioma_nas import registry
-    from glioma_nas.losses import segmentation_loss
     from glioma_nas.trained_networks import network_names
 
-    segmentation_loss(config.train.loss)
+    registry.losses.get(config.train.loss)
     network_names(config)
     for name in config.train.baselines:
         registry.networks.get(name)

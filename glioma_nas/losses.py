@@ -1,4 +1,8 @@
-"""Segmentation and distillation losses over one or several logit maps."""
+"""Segmentation and distillation losses over one or several logit maps.
+
+A segmentation loss is any ``f(logits, target) -> scalar`` under a name: ``@losses.register("tversky")`` in a plugin
+makes it one that ``search.loss`` and ``train.loss`` may name.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glioma_nas.errors import ConfigError, did_you_mean
+from glioma_nas.errors import ConfigError
+from glioma_nas.registry import losses
 
 Outputs = Tensor | Mapping[str, Tensor]
 """Logits (N, K, H, W), or several such maps by name; names that start with ``scale_`` are auxiliary."""
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+AUXILIARY_PREFIX = "scale_"
+PAIR_PREFIX = "pair_"
+"""Beginnings of the names of a supernet's maps: of one final scale alone, and of a set of them."""
 
 KD_DIRECTIONS = ("teacher_student", "student_teacher")
 KD_NORMS = ("pixel", "element", "image")
@@ -22,6 +31,7 @@ FOCAL_GAMMA = 2.0
 OHEM_FRACTION = 0.25
 
 
+@losses.register("focal")
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = FOCAL_GAMMA) -> Tensor:
     """Return the multi-class focal loss mean((1 - p)^γ · CE).
 
@@ -38,6 +48,7 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = FOCAL_GAMMA) -> Te
     return ((1 - torch.exp(-cross_entropy)).pow(gamma) * cross_entropy).mean()
 
 
+@losses.register("ohem")
 def ohem_loss(logits: Tensor, target: Tensor, fraction: float = OHEM_FRACTION) -> Tensor:
     """Return the mean cross-entropy over the hardest ``fraction`` of the pixels.
 
@@ -54,6 +65,7 @@ def ohem_loss(logits: Tensor, target: Tensor, fraction: float = OHEM_FRACTION) -
     return cross_entropy.topk(kept).values.mean()
 
 
+@losses.register("dice_ce")
 def dice_ce_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Return cross-entropy plus soft Dice loss of the foreground classes over the whole batch.
 
@@ -75,35 +87,48 @@ def dice_ce_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target) + (1 - dice).mean()
 
 
-LOSSES: dict[str, LossFunction] = {"focal": focal_loss, "ohem": ohem_loss, "dice_ce": dice_ce_loss}
-
-
-def segmentation_loss(name: str, *, auxiliary_weight: float = 1.0) -> Callable[[Outputs, Tensor], Tensor]:
-    """Return a loss that averages one of `LOSSES` over every logit map a network gives.
+def segmentation_loss(
+    loss: str | LossFunction, *, auxiliary_weight: float = 1.0, logit_weights: Mapping[str, float] | None = None
+) -> Callable[[Outputs, Tensor], Tensor]:
+    """Return a loss that averages one over every logit map a network gives.
 
     Args:
-        name: ``focal``, ``ohem`` or ``dice_ce``.
+        loss: Registered name, such as ``focal``, ``ohem`` or ``dice_ce``, or the function itself: logits (N, K, H, W)
+            and class indices (N, H, W) to a scalar.
         auxiliary_weight: Weight of maps called ``scale_…``; the others weigh 1.
+        logit_weights: Map → its weight, at least 0, in place of these: ``pair_2_8`` and its like in a supernet,
+            ``logits`` in a single network, ``scale_4`` in both.
 
     Raises:
-        ConfigError: The name is not one of `LOSSES`.
+        UnknownNameError: No loss has that name.
+        ConfigError: A weight is negative; later, when the loss is called, no map of a supernet has such a name, or no
+            map has weight.
     """
-    if name not in LOSSES:
-        raise ConfigError(f"unknown loss '{name}': {did_you_mean(name, LOSSES)}")
-    function = LOSSES[name]
+    function: LossFunction = losses.get(loss) if isinstance(loss, str) else loss
+    given = dict(logit_weights or {})
+    for key, weight in given.items():
+        if not weight >= 0:
+            raise ConfigError(f"logit_weights.{key} is {weight!r}; give a number of at least 0")
 
-    def loss(outputs: Outputs, target: Tensor) -> Tensor:
+    def averaged(outputs: Outputs, target: Tensor) -> Tensor:
         if isinstance(outputs, Tensor):
             return function(outputs, target)
+        unknown = sorted(set(given) - set(outputs))
+        # Of a supernet; a single network has neither its pairs nor all of its scales.
+        if unknown and any(key.startswith(PAIR_PREFIX) for key in outputs):
+            raise ConfigError(f"logit_weights.{unknown[0]}: no such map; allowed: {', '.join(sorted(outputs))}")
         total = target.new_zeros((), dtype=torch.float32)
         weights = 0.0
         for key, logits in outputs.items():
-            weight = auxiliary_weight if key.startswith("scale_") else 1.0
-            total = total + weight * function(logits, target)
-            weights += weight
+            weight = given.get(key, auxiliary_weight if key.startswith(AUXILIARY_PREFIX) else 1.0)
+            if weight > 0:
+                total = total + weight * function(logits, target)
+                weights += weight
+        if weights == 0:
+            raise ConfigError(f"no logit map has weight; raise one of {', '.join(sorted(outputs))} in logit_weights")
         return total / weights
 
-    return loss
+    return averaged
 
 
 def main_logits(outputs: Outputs) -> Tensor:
@@ -112,7 +137,7 @@ def main_logits(outputs: Outputs) -> Tensor:
         return outputs
     if "logits" in outputs:
         return outputs["logits"]
-    return next(value for name, value in outputs.items() if not name.startswith("scale_"))
+    return next(value for name, value in outputs.items() if not name.startswith(AUXILIARY_PREFIX))
 
 
 def distillation_loss(

@@ -18,7 +18,7 @@ from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import ModelStatus, RawFormatModelSpace
 
 from glioma_nas.architecture import Architecture
-from glioma_nas.errors import DivergedError
+from glioma_nas.errors import DivergedError, SearchError
 from glioma_nas.files import canonical_json, sha256_text
 from glioma_nas.seeding import isolated_torch_rng
 
@@ -128,13 +128,16 @@ def found_architectures(strategy: Any, space: Any) -> dict[str, Architecture]:
         space: The space as it was before a one-shot strategy changed it.
 
     Raises:
-        RuntimeError: The strategy found no model: every trial failed.
+        SearchError: The strategy found no model: every trial failed.
     """
     found: dict[str, Architecture] = dict(getattr(strategy, "found", {}))
     if not found:
         models = list(strategy.list_models(limit=1))
         if not models:
-            raise RuntimeError("the strategy found no model; every trial failed (see the log above)")
+            raise SearchError(
+                "the strategy found no model: every trial failed; the log above says why of each, commonly a loss that "
+                "is no finite number (lower search.learning_rate)"
+            )
         found["student"] = space.architecture(models[0].sample)
     if "teacher" not in found:
         widest = {label: list(space.simplify()[label].values)[-1] for label in space.variable_groups()["width"]}

@@ -127,6 +127,7 @@ latency_backends: Registry[Any] = Registry("latency backend", "glioma_nas.evalua
 networks: Registry[Any] = Registry("network", "glioma_nas.plugins")
 classifiers: Registry[Any] = Registry("classifier", "glioma_nas.plugins")
 subtypes: Registry[Any] = Registry("subtype rules", "glioma_nas.plugins")
+losses: Registry[Any] = Registry("loss", "glioma_nas.losses")
 preprocess_steps: Registry[Any] = Registry("preprocess step", "glioma_nas.preprocess_steps")
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -138,6 +139,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "networks": networks,
     "classifiers": classifiers,
     "subtypes": subtypes,
+    "losses": losses,
     "preprocess_steps": preprocess_steps,
 }
 
@@ -205,6 +207,7 @@ __all__ = [
     "latency_backends",
     "load_entry_points",
     "load_file",
+    "losses",
     "networks",
     "operators",
     "preprocess_steps",

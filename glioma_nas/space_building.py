@@ -58,7 +58,8 @@ def build_strategy(config: RunConfig, *, profiler: Any, seed: int) -> Any:  # an
 
     Raises:
         UnknownNameError: No strategy has that name.
-        ConfigError: It does not take an option of ``search.strategy_options``, or another key decides it.
+        ConfigError: It does not take an option of ``search.strategy_options``, another key decides it, or markers are
+            to count where no single network is ranked.
     """
     search = config.search
     decided = {"latency_weight": search.latency_weight, "pretrain_epochs": search.pretrain_epochs, "seed": seed}
@@ -66,13 +67,19 @@ def build_strategy(config: RunConfig, *, profiler: Any, seed: int) -> Any:  # an
         if name in search.strategy_options:
             where = {"seed": "the key 'seed'", "profiler": "the latency stage"}.get(name, f"search.{name}")
             raise ConfigError(f"search.strategy_options.{name} is decided by {where}; remove it")
-    return construct(
+    strategy = construct(
         registry.strategies.get(search.strategy),
         search.strategy_options,
         where=f"search.strategy_options of '{search.strategy}'",
         profiler=profiler,
         **decided,
     )
+    if search.marker_weight > 0 and not getattr(strategy, "ranks_networks", False):
+        raise ConfigError(
+            f"search.marker_weight: '{search.strategy}' ranks no single networks, so markers cannot count; set it to "
+            "0, or take another strategy (docs/strategies.md)"
+        )
+    return strategy
 
 
 def construct(factory: Any, options: dict[str, Any], *, where: str, **fixed: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -142,6 +143,29 @@ class EpochProgress(Callback):
             self._context = None
 
 
+class EpochClock:
+    """Count optimiser steps, and end each epoch when its time is over rather than after so many steps.
+
+    Args:
+        epoch_s: Wall time of an epoch in seconds; none to leave its end to the loader.
+    """
+
+    def __init__(self, epoch_s: float | None = None) -> None:
+        self._epoch_s = epoch_s
+        self._started = 0.0
+        self.steps = 0
+        self.cut = False
+
+    def allows(self, batch_idx: int) -> bool:
+        """Tell whether there is time for another step; the first of an epoch is always taken."""
+        now = time.monotonic()
+        if batch_idx == 0:
+            self._started = now
+        self.cut = self._epoch_s is not None and batch_idx > 0 and now - self._started >= self._epoch_s
+        self.steps += not self.cut
+        return not self.cut
+
+
 class FiniteGuard:
     """Let a few non-finite steps pass unused and counted, then stop with a reason rather than give a silent result.
 
@@ -186,16 +210,20 @@ class FiniteGuard:
         return skipped
 
 
-def require_finite_weights(network: nn.Module, what: str) -> None:
-    """Refuse a network that holds NaN or infinity, batch norm statistics included, before anything is made of it.
+def require_finite_weights(network: nn.Module, what: str, *, statistics: bool = True) -> None:
+    """Refuse a network that holds NaN or infinity before anything is made of it.
+
+    Args:
+        network: The network.
+        what: What was trained, for the message.
+        statistics: Whether batch norm statistics count; not where they are taken anew before anything is scored.
 
     Raises:
         DivergedError: It does.
     """
+    arrays = network.state_dict() if statistics else dict(network.named_parameters())
     bad = [
-        name
-        for name, value in network.state_dict().items()
-        if value.is_floating_point() and not torch.isfinite(value).all()
+        name for name, value in arrays.items() if value.is_floating_point() and not torch.isfinite(value.detach()).all()
     ]
     if bad:
         raise DivergedError(f"{what}: {len(bad)} arrays of the network are not finite, the first is {bad[0]}")

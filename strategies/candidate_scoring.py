@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glioma_nas.training import FiniteGuard
+
 _logger = logging.getLogger(__name__)
 
 
@@ -84,13 +86,19 @@ def finetune(
 ) -> None:
     """Train a decoded network for a few steps with SGD (momentum 0.9), its learning rate falling linearly to zero.
 
+    A step whose loss or gradient is not finite is not taken.
+
     Args:
         model: The network, with inherited weights; left in training mode.
         batches: Batches with ``image`` and ``mask``; gone through again when they run out.
         loss: Maps the network's outputs and the masks (N, H, W) to a scalar.
         steps: Optimiser steps; 0 does nothing.
         learning_rate: First learning rate.
+
+    Raises:
+        DivergedError: More than ten such steps in a row.
     """
+    guard = FiniteGuard("fine-tuning of a candidate")
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
     model.train()
@@ -99,9 +107,12 @@ def finetune(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
         optimizer.zero_grad()
-        loss(model(batch["image"].to(device)), batch["mask"].to(device)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
+        value = loss(model(batch["image"].to(device)), batch["mask"].to(device))
+        if not guard.accepts(value):
+            continue
+        value.backward()
+        if guard.accepts(torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0), "gradient"):
+            optimizer.step()
 
 
 def ignored_latency_weight(strategy: str, latency_weight: float, instead: str) -> list[str]:
@@ -123,11 +134,15 @@ def ignored_latency_weight(strategy: str, latency_weight: float, instead: str) -
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]], *, n_batches: int) -> None:
     """Replace the running statistics of every batch norm by their mean over ``n_batches`` batches.
 
-    A subnet cut out of a supernet inherits statistics gathered under soft mixtures, which do not fit it.
+    A subnet cut out of a supernet inherits statistics gathered under soft mixtures, which do not fit it. With
+    ``n_batches`` 0 they are left alone. The model is left in evaluation mode.
 
     Reference:
         Yu & Huang, Universally Slimmable Networks, ICCV 2019, sec. 3.3.
     """
+    if n_batches == 0:
+        model.eval()
+        return
     device = next(model.parameters(), torch.empty(0)).device
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [norm.momentum for norm in norms]

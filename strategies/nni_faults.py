@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
-from torch import Tensor
 
 from glioma_nas.errors import PluginError
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
 from glioma_nas.strategies.candidate_scoring import ignored_latency_weight
-from glioma_nas.training import interruptible
+from glioma_nas.strategies.nni_records import EpochRecord, StepRecorder
+from glioma_nas.training import interruptible, require_finite_weights
 
 REINFORCEMENT_PACKAGES = ("tianshou", "gym")
 REINFORCEMENT_INSTALL = "pip install 'tianshou<0.5' 'gym<0.27' tensorboard"
@@ -47,43 +47,6 @@ def isolated_numpy_rng(seed: int) -> Iterator[None]:
         np.random.set_state(before)
 
 
-class StepRecorder:
-    """Stand between an NNI one-shot module and the evaluator's ``training_step``: keep the losses, skip bad steps.
-
-    Args:
-        training_module: The evaluator's module.
-        alternates: Whether even steps are the architecture's and odd ones the weights', as in DARTS.
-        manual: Whether NNI back-propagates by itself; it then takes no ``None`` for a step to be skipped.
-    """
-
-    def __init__(self, training_module: Any, *, alternates: bool, manual: bool) -> None:
-        self._module = training_module
-        self._step = training_module.training_step
-        self._alternates = alternates
-        self._manual = manual
-        self._losses: dict[str, list[float]] = {}
-
-    def __call__(self, batch: Any, batch_idx: int) -> Any:
-        """Run the step and note its loss."""
-        outcome = self._step(batch, batch_idx)
-        if outcome is None:
-            return self._no_gradient() if self._manual else None
-        loss = outcome["loss"] if isinstance(outcome, Mapping) else outcome
-        for_architecture = self._alternates and batch_idx % 2 == 0
-        name = "loss_architecture_student" if for_architecture else "loss_weights"
-        self._losses.setdefault(name, []).append(float(loss.detach()))
-        return outcome
-
-    def means(self) -> dict[str, float]:
-        """Return the mean losses since the last call."""
-        losses, self._losses = self._losses, {}
-        return {name: sum(values) / len(values) for name, values in losses.items()}
-
-    def _no_gradient(self) -> Tensor:
-        parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
-        return torch.stack([0.0 * parameter.sum() for parameter in parameters]).sum()
-
-
 class SeededOneShot(OneShotStrategy):
     """What all of them share; stands before NNI's class in the bases.
 
@@ -109,17 +72,12 @@ class SeededOneShot(OneShotStrategy):
             return super().mutate_model(model)
 
     def configure_oneshot_module(self, training_module: Any) -> Any:
-        """Build NNI's module with records of each epoch."""
+        """Build NNI's module with guards, and records of each epoch."""
         recorder = StepRecorder(training_module, alternates=self.alternates, manual=self.manual)
         training_module.training_step = recorder
         module = self.nni_module(training_module)
-
-        def epoch_figures() -> dict[str, float | str]:
-            phase = "search" if module.trainer.current_epoch >= self.searches_from else "pretrain"
-            rate = float(module.trainer.optimizers[0].param_groups[0]["lr"])
-            return {"phase": phase, **recorder.means(), "learning_rate": rate}
-
-        module.epoch_figures = epoch_figures
+        module.on_before_optimizer_step = recorder.before_optimizer_step
+        EpochRecord(module, recorder, self.probability_rows, searches_from=self.searches_from)
         if hasattr(module, "arch_parameters"):
             module.arch_parameters = partial(_in_order, module)
         return module
@@ -127,6 +85,31 @@ class SeededOneShot(OneShotStrategy):
     def nni_module(self, training_module: Any) -> Any:
         """Build NNI's module alone."""
         return super().configure_oneshot_module(training_module)
+
+    def probability_rows(self) -> list[dict[str, Any]]:
+        """Return one row for every value of every choice that has parameters, for the history of the search."""
+        model_space: Any = self.model_space
+        space = model_space.model_space
+        mutables = space.simplify()
+        kinds = space.variable_groups() if hasattr(space, "variable_groups") else {}
+        kind_of = {label: kind for kind, labels in kinds.items() for label in labels}
+        rows = []
+        for label, alpha in getattr(self, "_arch_parameters", {}).items():
+            logits = alpha.detach().cpu()
+            if len(logits) > 1:
+                values = mutables[label].values
+                rows += [
+                    {
+                        "architecture": "student",
+                        "kind": kind_of.get(label, "choice"),
+                        "label": label,
+                        "value": str(value),
+                        "logit": float(logit),
+                        "probability": float(probability),
+                    }
+                    for value, logit, probability in zip(values, logits, logits.softmax(-1), strict=True)
+                ]
+        return rows
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[Any]:
         """Yield the one model that NNI exports."""
@@ -137,10 +120,25 @@ class SeededOneShot(OneShotStrategy):
     def _run(self) -> None:
         with interruptible(), isolated_torch_rng(self.seed, "search"):
             super()._run()
+        require_finite_weights(self.oneshot_module, "search", statistics=False)
 
 
 class SeededSampling(RandomSamplingLightningModule):
-    """NNI's module, drawing from PyTorch's generator, which every epoch seeds, instead of from the system's entropy."""
+    """NNI's module, drawing from PyTorch's generator, which every epoch seeds, instead of from the system's entropy.
+
+    Args:
+        training_module: The evaluator's module.
+        filter: NNI's filter of samples; none for all.
+        gradient_clip: Largest norm of a gradient; none for no limit.
+    """
+
+    def __init__(self, training_module: Any, filter: Any, *, gradient_clip: float | None) -> None:
+        super().__init__(training_module, filter)
+        self._gradient_clip = gradient_clip
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """See Lightning."""
+        self.clip_gradients(optimizer, gradient_clip_val=self._gradient_clip or 0.0, gradient_clip_algorithm="norm")
 
     def resample(self) -> dict[str, Any]:
         """Draw one path that passes the filter."""

@@ -17,7 +17,7 @@ from nni.mutable import Categorical, CategoricalMultiple
 from nni.nas.strategy import TPE, GridSearch, PolicyBasedRL, Random, RegularizedEvolution
 from nni.nas.strategy.base import Strategy
 
-from glioma_nas.errors import ConfigError
+from glioma_nas.errors import ConfigError, SearchError
 from glioma_nas.registry import strategies
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
 from glioma_nas.strategies.candidate_scoring import (
@@ -26,6 +26,7 @@ from glioma_nas.strategies.candidate_scoring import (
     warn_about_equal_exponents,
 )
 from glioma_nas.strategies.nni_faults import isolated_numpy_rng, require_reinforcement_learning
+from glioma_nas.strategies.search_settings import require_number
 from glioma_nas.strategies.trial_prefilter import TrialPrefilter, refuse_prefilter
 from glioma_nas.training import interruptible
 
@@ -50,19 +51,24 @@ class _NniMultiTrial(Strategy):
         trials: int,
         target_latency_ms: float | None,
         target_exponents: tuple[float, float],
+        latency_limit_ms: float | None,
         seed: int,
     ) -> None:
-        """Keep budget, seed and Target(m); called by each constructor.
+        """Keep budget, seed, limit and Target(m); called by each constructor.
 
         Raises:
-            ConfigError: Fewer than one trial, or exponents that need a target latency.
+            ConfigError: Fewer than one trial, exponents that need a target latency, or a limit without a profiler.
         """
         if trials < 1:
             raise ConfigError(f"{name}: trials is {trials}; give at least 1")
         below, above = target_exponents
         if below != above and target_latency_ms is None:
             raise ConfigError("unequal target_exponents need target_latency_ms")
+        require_number("latency_limit_ms", latency_limit_ms or 0)
+        if latency_limit_ms is not None and profiler is None:
+            raise ConfigError(f"{name}: latency_limit_ms needs a profiler; build a latency table or leave it out")
         warn_about_equal_exponents((below, above), target_latency_ms)
+        self.latency_limit_ms = latency_limit_ms
         self.trials = trials
         self.seed = seed
         self.profiler = profiler
@@ -73,18 +79,41 @@ class _NniMultiTrial(Strategy):
         )
 
     def list_models(self, sort: bool = True, limit: int | None = None) -> Iterator[Any]:
-        """Yield the trials' models; sorted, those with a result by falling Target(m)."""
+        """Yield the trials' models; sorted, those with a result that keep the limit, by falling Target(m).
+
+        Raises:
+            SearchError: Sorted, and there are results, but of networks slower than the limit alone.
+        """
         models = list(super().list_models(sort=sort, limit=None))
         if sort:
-            models.sort(key=self.target, reverse=True)
+            kept = [model for model in models if self.keeps_limit(model.sample)]
+            if models and not kept:
+                raise SearchError(
+                    f"none of the {len(models)} networks that were trained keeps latency_limit_ms "
+                    f"{self.latency_limit_ms:g}: the fastest takes "
+                    f"{min(self.latency_ms(model.sample) for model in models):.3g} ms; raise the limit or trials"
+                )
+            models = sorted(kept, key=self.target, reverse=True)
         yield from models[:limit]
 
     def target(self, model: Any) -> float:
         """Return Target(m) of a trial that has a result."""
-        latency_ms = None if self.profiler is None else float(self.profiler.profile(model.sample))
+        latency_ms = None if self.profiler is None else self.latency_ms(model.sample)
         return target_score(
             float(model.metric), latency_ms, target_latency_ms=self.target_latency_ms, exponents=self.target_exponents
         )
+
+    def latency_ms(self, sample: Mapping[str, Any]) -> float:
+        """Return the latency of a sample in ms; with a profiler only."""
+        return float(self.profiler.profile(sample))
+
+    def keeps_limit(self, sample: Mapping[str, Any]) -> bool:
+        """Tell whether a sample is fast enough."""
+        return self.latency_limit_ms is None or self.latency_ms(sample) <= self.latency_limit_ms
+
+    def wait_for_resource(self) -> bool:
+        """Tell whether another trial may begin: ``trials`` counts in any engine, a plain ``NasExperiment``'s too."""
+        return len(list(self.engine.list_models())) < self.trials and bool(super().wait_for_resource())
 
     def _initialize(self, model_space: Any, engine: Any) -> Any:
         with isolated_torch_rng(self.seed, "strategy"):
@@ -111,6 +140,8 @@ class NniRandom(TrialPrefilter, _NniMultiTrial, Random):
         trials: Networks to train.
         target_latency_ms: T of eq. 4-1.
         target_exponents: (a, b) of eq. 4-1.
+        latency_limit_ms: Hard limit in ms: no slower network is chosen, and none is drawn where NNI draws at random or
+            mutates; needs a profiler.
         seed: Seed of everything drawn.
         dedup: Never try a network twice.
         prefilter: Zero-cost proxy that chooses each network among several draws: ``synflow``, ``naswot`` or
@@ -127,6 +158,7 @@ class NniRandom(TrialPrefilter, _NniMultiTrial, Random):
         trials: int = DEFAULT_TRIALS,
         target_latency_ms: float | None = None,
         target_exponents: tuple[float, float] = (-0.07, -0.07),
+        latency_limit_ms: float | None = None,
         seed: int = 0,
         dedup: bool = True,
         prefilter: str | None = None,
@@ -140,6 +172,7 @@ class NniRandom(TrialPrefilter, _NniMultiTrial, Random):
             trials=trials,
             target_latency_ms=target_latency_ms,
             target_exponents=target_exponents,
+            latency_limit_ms=latency_limit_ms,
             seed=seed,
         )
         self.record_prefilter(prefilter, prefilter_draws)
@@ -156,6 +189,7 @@ class NniGrid(_NniMultiTrial, GridSearch):
         trials: See `NniRandom`.
         target_latency_ms: See `NniRandom`.
         target_exponents: See `NniRandom`.
+        latency_limit_ms: See `NniRandom`.
         seed: See `NniRandom`.
         shuffle: Shuffle every hundred networks of the order.
         prefilter: Refused: the order is the grid's.
@@ -170,6 +204,7 @@ class NniGrid(_NniMultiTrial, GridSearch):
         trials: int = DEFAULT_TRIALS,
         target_latency_ms: float | None = None,
         target_exponents: tuple[float, float] = (-0.07, -0.07),
+        latency_limit_ms: float | None = None,
         seed: int = 0,
         shuffle: bool = True,
         prefilter: str | None = None,
@@ -183,6 +218,7 @@ class NniGrid(_NniMultiTrial, GridSearch):
             trials=trials,
             target_latency_ms=target_latency_ms,
             target_exponents=target_exponents,
+            latency_limit_ms=latency_limit_ms,
             seed=seed,
         )
 
@@ -191,7 +227,8 @@ class NniGrid(_NniMultiTrial, GridSearch):
         # when its turn comes: by then the dict says something else, or has lost the labels walked back over.
         for model in super()._grid_generator(model_space):
             model.sample = copy.deepcopy(model.sample)
-            yield model
+            if self.keeps_limit(model.sample):
+                yield model
 
 
 @strategies.register("nni.evolution")
@@ -205,6 +242,7 @@ class NniEvolution(TrialPrefilter, _NniMultiTrial, RegularizedEvolution):
         trials: See `NniRandom`; NNI's ``cycles`` is gone.
         target_latency_ms: See `NniRandom`.
         target_exponents: See `NniRandom`.
+        latency_limit_ms: See `NniRandom`.
         seed: See `NniRandom`.
         population_size: Networks alive; none for a third of the trials, at most NNI's 100.
         sample_size: Networks in a tournament; none for a quarter of the population.
@@ -224,6 +262,7 @@ class NniEvolution(TrialPrefilter, _NniMultiTrial, RegularizedEvolution):
         trials: int = DEFAULT_TRIALS,
         target_latency_ms: float | None = None,
         target_exponents: tuple[float, float] = (-0.07, -0.07),
+        latency_limit_ms: float | None = None,
         seed: int = 0,
         population_size: int | None = None,
         sample_size: int | None = None,
@@ -255,11 +294,16 @@ class NniEvolution(TrialPrefilter, _NniMultiTrial, RegularizedEvolution):
             trials=trials,
             target_latency_ms=target_latency_ms,
             target_exponents=target_exponents,
+            latency_limit_ms=latency_limit_ms,
             seed=seed,
         )
         self.record_prefilter(prefilter, prefilter_draws)
         if population >= trials:
             self.notes.append(f"population {population} of {trials} trials: nothing evolves, this is random search")
+
+    def new_individual(self) -> Any:
+        """Return NNI's next mutant, one that keeps the limit; called by NNI for each."""
+        return self.first_in_limit(super().new_individual)
 
 
 @strategies.register("nni.tpe")
@@ -273,6 +317,7 @@ class NniTpe(_NniMultiTrial, TPE):
         trials: See `NniRandom`.
         target_latency_ms: See `NniRandom`.
         target_exponents: See `NniRandom`.
+        latency_limit_ms: See `NniRandom`.
         seed: See `NniRandom`.
         tpe_args: NNI's ``TpeArguments``; ``n_startup_jobs`` (random trials first) is a third of the trials, at most 20,
             unless given.
@@ -288,6 +333,7 @@ class NniTpe(_NniMultiTrial, TPE):
         trials: int = DEFAULT_TRIALS,
         target_latency_ms: float | None = None,
         target_exponents: tuple[float, float] = (-0.07, -0.07),
+        latency_limit_ms: float | None = None,
         seed: int = 0,
         tpe_args: Mapping[str, Any] | None = None,
         prefilter: str | None = None,
@@ -305,6 +351,7 @@ class NniTpe(_NniMultiTrial, TPE):
             trials=trials,
             target_latency_ms=target_latency_ms,
             target_exponents=target_exponents,
+            latency_limit_ms=latency_limit_ms,
             seed=seed,
         )
 
@@ -338,6 +385,7 @@ class NniPolicyRl(_NniMultiTrial, PolicyBasedRL):
         trials: See `NniRandom`.
         target_latency_ms: See `NniRandom`.
         target_exponents: See `NniRandom`.
+        latency_limit_ms: See `NniRandom`.
         seed: See `NniRandom`.
         samples_per_update: Trials for one update of the policy; none for a fifth of the trials, at most NNI's 20.
         prefilter: Refused: the policy waits for the result of all it proposes.
@@ -355,6 +403,7 @@ class NniPolicyRl(_NniMultiTrial, PolicyBasedRL):
         trials: int = DEFAULT_TRIALS,
         target_latency_ms: float | None = None,
         target_exponents: tuple[float, float] = (-0.07, -0.07),
+        latency_limit_ms: float | None = None,
         seed: int = 0,
         samples_per_update: int | None = None,
         prefilter: str | None = None,
@@ -369,6 +418,7 @@ class NniPolicyRl(_NniMultiTrial, PolicyBasedRL):
             trials=trials,
             target_latency_ms=target_latency_ms,
             target_exponents=target_exponents,
+            latency_limit_ms=latency_limit_ms,
             seed=seed,
         )
 

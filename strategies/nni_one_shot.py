@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,13 +146,13 @@ class NniProxyless(SeededOneShot, Proxyless):
             searches_from=pretrain_epochs,
         )
 
-    def mutate_model(self, model: Any) -> Any:
-        """Turn the space into NNI's supernet.
+    def check_space(self, space: Any) -> None:
+        """Look at a space before anything is searched.
 
         Raises:
             ConfigError: The space searches values inside layers.
         """
-        for module in model.modules():
+        for module in space.modules():
             chooses = isinstance(module, LayerChoice | InputChoice | Repeat | ModelSpace)
             if isinstance(module, MutableModule) and module.mutables and not chooses:
                 labels = sorted({label for mutable in module.mutables for label in mutable.simplify()})
@@ -159,6 +160,10 @@ class NniProxyless(SeededOneShot, Proxyless):
                     f"nni.proxyless cannot search values inside layers such as '{labels[0]}'; give the space one value "
                     "for each, for example space_options: {widths: [8], end_widths: [8]}"
                 )
+
+    def mutate_model(self, model: Any) -> Any:
+        """Turn the space into NNI's supernet; see `check_space`."""
+        self.check_space(model)
         return super().mutate_model(model)
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[Any]:
@@ -183,6 +188,7 @@ class NniRandomOneShot(SeededOneShot, RandomOneShot):
         latency_weight: Not used; noted when it is not 0.
         pretrain_epochs: Not used: all epochs train weights.
         seed: Seed of everything drawn.
+        gradient_clip_val: See `NniDarts`.
         filter: ``{min: ms, max: ms}``: only paths of such latency are drawn, while training and for export.
     """
 
@@ -196,8 +202,10 @@ class NniRandomOneShot(SeededOneShot, RandomOneShot):
         latency_weight: float = 0.0,
         pretrain_epochs: int = 0,
         seed: int = 0,
+        gradient_clip_val: float | None = 5.0,
         filter: Mapping[str, float] | None = None,  # NNI's own name
     ) -> None:
+        self._gradient_clip = gradient_clip_val
         super().__init__(filter=None if filter is None else {"profiler": profiler, **filter})
         self.record_run(
             "nni.random_one_shot",
@@ -220,7 +228,7 @@ class NniRandomOneShot(SeededOneShot, RandomOneShot):
 
     def nni_module(self, training_module: Any) -> Any:
         """Build NNI's module so that it draws reproducibly."""
-        return SeededSampling(training_module, self.filter)
+        return SeededSampling(training_module, self.filter, gradient_clip=self._gradient_clip)
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[Any]:
         """Yield one random model that passes the filter; NNI draws it from the system's entropy."""
@@ -238,11 +246,14 @@ class NniRandomOneShot(SeededOneShot, RandomOneShot):
 class NniEnas(SeededOneShot, ENAS):
     """NNI's ENAS: a reinforcement-learned controller samples paths of shared weights; needs tianshou.
 
+    Each epoch trains weights first and lets the controller learn afterwards, so it must not be cut off by time.
+
     Args:
         profiler: Not used.
         latency_weight: Not used; noted when it is not 0.
         pretrain_epochs: Epochs before the controller learns.
         seed: Seed of everything drawn.
+        gradient_clip_val: See `NniDarts`.
         batches_per_update: Validation batches for one update of the controller.
         reward_metric_name: What is logged as the reward; ``default`` is the evaluator's score of a batch.
 
@@ -251,6 +262,7 @@ class NniEnas(SeededOneShot, ENAS):
     """
 
     alternates = False
+    needs_whole_epochs = True
 
     def __init__(
         self,
@@ -259,10 +271,12 @@ class NniEnas(SeededOneShot, ENAS):
         latency_weight: float = 0.0,
         pretrain_epochs: int = 0,
         seed: int = 0,
+        gradient_clip_val: float | None = 5.0,
         batches_per_update: int = 20,
         reward_metric_name: str = "default",
     ) -> None:
         require_reinforcement_learning("nni.enas")
+        self._gradient_clip = gradient_clip_val
         super().__init__(
             batches_per_update=batches_per_update,
             reward_metric_name=reward_metric_name,
@@ -284,7 +298,9 @@ class NniEnas(SeededOneShot, ENAS):
                 training_module.log("default", training_module.score(training_module.model, [batch]), on_step=True)
 
             training_module.validation_step = validation_step
-        return super().nni_module(training_module)
+        module = super().nni_module(training_module)
+        module.advance_optimization = partial(module.advance_optimization, gradient_clip_val=self._gradient_clip)
+        return module
 
     def train_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
         """Give NNI's module the batches of both loaders, marked."""

@@ -8,48 +8,33 @@ Reference: Liu et al., DARTS, ICLR 2019; Chen et al., FasterSeg, ICLR 2020; thes
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import nni.nas.strategy  # noqa: F401 - before nni.nas.oneshot: the other order makes NNI lose its own one-shot strategies
-import numpy as np
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import RawFormatModelSpace
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 
 from glioma_nas.architecture import Architecture
-from glioma_nas.errors import ArchitectureError, ConfigError, SearchError, did_you_mean
-from glioma_nas.files import canonical_json
-from glioma_nas.progress import Progress, Silent
+from glioma_nas.errors import ArchitectureError, ConfigError, did_you_mean
 from glioma_nas.registry import strategies
 from glioma_nas.relaxation import RelaxationSlot, relaxation_hooks
-from glioma_nas.seeding import isolated_torch_rng, numpy_generator
+from glioma_nas.seeding import isolated_torch_rng
 from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of, skips_of
-from glioma_nas.strategies.candidate_scoring import (
-    Candidate,
-    finetune,
-    recalibrate_batch_norm,
-    target_score,
-    warn_about_equal_exponents,
-)
-from glioma_nas.strategies.evolution import evolve
+from glioma_nas.strategies.candidate_choice import BRANCHES_LABEL, CandidateChoice
+from glioma_nas.strategies.candidate_scoring import Candidate, warn_about_equal_exponents
 from glioma_nas.strategies.latency_term import DecoupledLatency
-from glioma_nas.strategies.random_networks import random_networks
 from glioma_nas.strategies.search_settings import SearchSettings, require_number, two_numbers
 from glioma_nas.strategies.supernet_search import SupernetSearch
-from glioma_nas.training import interruptible
-
-BRANCHES_LABEL = "branches"
-"""Label of the choice that is made last, by scoring every value's decoded network."""
+from glioma_nas.training import interruptible, require_finite_weights
 
 DECODINGS = ("joint", "viterbi", "fasterseg")
 
 _logger = logging.getLogger(__name__)
 
 
-class LatencyRegularisedSearch(OneShotStrategy):
+class LatencyRegularisedSearch(CandidateChoice, OneShotStrategy):
     """Base of both strategies.
 
     Args:
@@ -72,10 +57,12 @@ class LatencyRegularisedSearch(OneShotStrategy):
         decode: Decoding of β, see the space's decoder.
         target_latency_ms: T of eq. 4-1.
         target_exponents: (a, b) of eq. 4-1.
-        latency_limit_ms: Hard limit: no slower network is chosen, for the student only.
+        latency_limit_ms: Hard limit in ms: no slower network is chosen, for the student only; the search ends with an
+            error when it finds none.
         finetune_steps: Optimiser steps on W's data for each decoded network before it is scored; the supernet's weights
             served soft mixtures and suit no single network. 0 leaves them as they are.
-        recalibration_batches: Batches for the batch norms of a decoded network before it is scored.
+        recalibration_batches: Batches for the batch norms of a decoded network before it is scored; 0 leaves the
+            statistics it inherits.
         evolution_generations: Generations of weight-inheriting evolution after the search, see `evolve`; 0 for none.
         evolution_population: Networks of one generation.
         sampled_networks: Networks that are drawn at random after all is chosen and scored with the supernet's weights,
@@ -184,6 +171,7 @@ class LatencyRegularisedSearch(OneShotStrategy):
         Raises:
             ArchitectureError: The space holds a layer with choices that cannot be relaxed.
         """
+        self.check_space(model)
         with isolated_torch_rng(self.seed, "supernet"):
             try:
                 return super().mutate_model(model)
@@ -192,6 +180,19 @@ class LatencyRegularisedSearch(OneShotStrategy):
                     f"this space cannot become a supernet ({err}); supported are LayerChoice, InputChoice of one "
                     "input, and numeric choices in NNI's mutable layers such as MutableConv2d"
                 ) from err
+
+    def check_space(self, space: Any) -> None:
+        """Look at a space before anything is searched.
+
+        Raises:
+            ConfigError: It cannot do what an option asks for.
+        """
+        for name in ("evolution_generations", "sampled_networks"):
+            if getattr(self, name) and not hasattr(space, "derive"):
+                raise ConfigError(
+                    f"{name}: {type(space).__name__} has no derive(), so none of its networks can be scored with "
+                    f"inherited weights; set {name} to 0"
+                )
 
     def train_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
         """Pair a batch for W with a batch for the architecture in each step."""
@@ -250,39 +251,14 @@ class LatencyRegularisedSearch(OneShotStrategy):
         with interruptible():
             with isolated_torch_rng(self.seed, "search"):
                 super()._run()
+            # Statistics are taken anew for each network that is scored.
+            require_finite_weights(self._module(), "search", statistics=False)
             # A stream of its own: what is chosen must not depend on whether the training above was resumed.
             with isolated_torch_rng(self.seed, "choose"):
                 self._choose()
             if self.sampled_networks:
                 with isolated_torch_rng(self.seed, "sampled networks"):
                     self._score_sampled()
-
-    def _score_sampled(self) -> None:
-        """Score networks drawn at random with the supernet's weights as they are; nothing is chosen among them."""
-        space, started = self._space(), time.monotonic()
-        if not hasattr(space, "derive"):
-            raise ConfigError(f"sampled_networks: {type(space).__name__} has no derive() that inherits weights; set 0")
-        fixed = space.fixed_choices.get("student", {})
-        drawn = random_networks(space, self.sampled_networks, fixed=fixed, state=np.random.RandomState(0))
-        with self._progress().task("score sampled networks", len(drawn)) as task:
-            for item in drawn:
-                self.sampled.append((item, self._score("student", item, finetune_steps=0, downstream=None)))
-                task.advance(1)
-        self.sampled_s = time.monotonic() - started
-
-    def _choose(self) -> None:
-        """Decode every branch set of every architecture, score it with inherited weights, keep the best of each."""
-        space, module = self._space(), self._module()
-        self.notes += [module.early_stop.reason] if module.early_stop.reason else []
-        for name in reversed(self.architectures):
-            decoded = self._decode(module.architectures[name])
-            if not hasattr(space, "derive"):
-                (self.found[name],) = decoded
-                continue
-            if self.evolution_generations and self._searches_latency(name):
-                decoded = self._evolved(name, decoded)
-            self._keep_best(name, decoded)
-        self._note_missed_window()
 
     def _decode(self, parameters: ArchitectureParameters) -> list[Architecture]:
         """Return what an architecture's parameters mean now: one network for every branch set."""
@@ -300,80 +276,6 @@ class LatencyRegularisedSearch(OneShotStrategy):
         """Return the latency of what the parameters mean now, in ms, the mean over branch sets."""
         latencies = [float(self.profiler.profile(item.sample())) for item in self._decode(parameters)]
         return sum(latencies) / len(latencies)
-
-    def _evolved(self, name: str, decoded: Sequence[Architecture]) -> list[Architecture]:
-        """Return as many networks as were decoded, better ones where evolution found some, and the decoded ones."""
-        space = self._space()
-        limit_ms = math.inf if self.latency_limit_ms is None else self.latency_limit_ms
-        best = evolve(
-            decoded,
-            choices=choices_of(space),
-            build=space.architecture,
-            fixed=set(space.fixed_choices.get(name, {})),
-            identity=lambda architecture: canonical_json(space.describe(architecture)),
-            # Dice alone: markers would cost a cross-validation for every child.
-            score=lambda architecture: self._score(name, architecture, finetune_steps=0, downstream=None).target,
-            latency_ms=lambda architecture: self._latency_ms(architecture) or 0.0,
-            limit_ms=limit_ms,
-            generations=self.evolution_generations,
-            population=self.evolution_population,
-            generator=numpy_generator(self.seed, "evolution", name),
-            progress=self._progress(),
-        )
-        kept = {item.id: item for item in (*decoded, *best[: len(decoded)])}
-        return list(kept.values())
-
-    def _keep_best(self, name: str, architectures: Sequence[Architecture]) -> None:
-        """Score architectures with the supernet's weights and keep the one with the highest target in the limit.
-
-        Raises:
-            SearchError: Every one is slower than the hard limit.
-        """
-        limited = self.latency_limit_ms is not None and self._searches_latency(name)
-        latencies = {item.id: self._latency_ms(item) or 0.0 for item in architectures} if limited else {}
-        allowed = [item for item in architectures if latencies.get(item.id, 0.0) <= (self.latency_limit_ms or 0.0)]
-        if not allowed:
-            raise SearchError(
-                f"no network of the {name} keeps latency_limit_ms {self.latency_limit_ms:g}: the fastest of "
-                f"{len(latencies)} takes {min(latencies.values()):.3g} ms; raise the limit or latency_weight, or set "
-                "evolution_generations"
-            )
-        scored = []
-        # The student's masks are what markers will be predicted from.
-        downstream = getattr(self._evaluator, "downstream", None) if self._searches_latency(name) else None
-        with self._progress().task(f"score candidates ({name})", len(allowed)) as task:
-            for item in allowed:
-                candidate = self._score(name, item, finetune_steps=self.finetune_steps, downstream=downstream)
-                scored.append((candidate, item))
-                task.advance(1, dice=scored[-1][0].accuracy)
-        self.candidates[name] = [candidate for candidate, _ in scored]
-        self.found[name] = max(scored, key=lambda item: item[0].target)[1]
-
-    def _latency_ms(self, architecture: Architecture) -> float | None:
-        return None if self.profiler is None else float(self.profiler.profile(architecture.sample()))
-
-    def _score(self, name: str, architecture: Architecture, *, finetune_steps: int, downstream: Any) -> Candidate:
-        space, module = self._space(), self._module()
-        device = self._evaluator.trainer.strategy.root_device
-        network = space.derive(architecture, inherit=name).to(device)
-        batches = self._loaders["train"]
-        # The draws of an epoch that the search never reached, whether or not it was resumed.
-        if hasattr(batches.sampler, "set_epoch"):
-            batches.sampler.set_epoch(self._evaluator.trainer.max_epochs)
-        training = module.training_module
-        finetune(network, batches, training.loss, steps=finetune_steps, learning_rate=training.learning_rate)
-        recalibrate_batch_norm(network, batches, n_batches=self.recalibration_batches)
-        scoring = getattr(self._evaluator, "scoring_loader", None) or self._loaders["val"]
-        dice = training.score(network.eval(), scoring)
-        aucs = {} if downstream is None else downstream.aucs(network)
-        accuracy = dice if downstream is None else downstream.accuracy(dice, aucs)
-        latency_ms = self._latency_ms(architecture)
-        # The teacher is free to be slow: accuracy alone ranks it.
-        priced = latency_ms if self._searches_latency(name) else None
-        target = target_score(
-            accuracy, priced, target_latency_ms=self.target_latency_ms, exponents=self.target_exponents
-        )
-        return Candidate(architecture.choices.get(BRANCHES_LABEL), accuracy, latency_ms, target, dice, aucs)
 
     def _note_missed_window(self) -> None:
         if self.settings.latency_window_ms is None or "student" not in self.found:
@@ -404,22 +306,6 @@ class LatencyRegularisedSearch(OneShotStrategy):
             sizes={label: len(values) for label, values in choices.items()},
             coefficients=self.latency_coefficients,
         )
-
-    def _searches_latency(self, name: str) -> bool:
-        """Whether this architecture searches widths under the latency term; the teacher does neither."""
-        return name != "teacher"
-
-    def _progress(self) -> Progress:
-        progress: Progress = getattr(self._evaluator, "progress", None) or Silent()
-        return progress
-
-    def _module(self) -> Any:
-        module: Any = self.oneshot_module
-        return module
-
-    def _space(self) -> Any:
-        model_space: Any = self.model_space
-        return model_space.model_space
 
 
 @strategies.register("co_search")

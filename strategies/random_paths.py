@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from glioma_nas.architecture import Architecture
-from glioma_nas.errors import ConfigError
+from glioma_nas.errors import ConfigError, SearchError
 from glioma_nas.registry import strategies
 from glioma_nas.seeding import derive_seed, isolated_torch_rng
 from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of
@@ -16,7 +16,7 @@ from glioma_nas.strategies.one_shot import LatencyRegularisedSearch
 from glioma_nas.strategies.random_networks import random_networks
 from glioma_nas.strategies.supernet_search import RandomPathTraining
 from glioma_nas.strategies.trial_prefilter import require_prefilter
-from glioma_nas.strategies.zero_cost import PROXIES
+from glioma_nas.strategies.zero_cost import PROXIES, ranked
 
 
 @strategies.register("random_with_shared_weights")
@@ -38,6 +38,7 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         gradient_clip: See `LatencyRegularisedSearch`.
         target_latency_ms: See `LatencyRegularisedSearch`.
         target_exponents: See `LatencyRegularisedSearch`.
+        latency_limit_ms: Hard limit in ms: no slower network is drawn.
         finetune_steps: See `LatencyRegularisedSearch`; none by default, because N networks would each be trained.
         recalibration_batches: See `LatencyRegularisedSearch`.
         sampled_networks: See `LatencyRegularisedSearch`.
@@ -62,6 +63,7 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         gradient_clip: float = 5.0,
         target_latency_ms: float | None = None,
         target_exponents: tuple[float, float] = (-0.07, -0.07),
+        latency_limit_ms: float | None = None,
         finetune_steps: int = 0,
         recalibration_batches: int = 8,
         sampled_networks: int = 0,
@@ -77,6 +79,7 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
             finetune_steps=finetune_steps,
             target_latency_ms=target_latency_ms,
             target_exponents=target_exponents,
+            latency_limit_ms=latency_limit_ms,
             recalibration_batches=recalibration_batches,
             sampled_networks=sampled_networks,
             seed=seed,
@@ -89,11 +92,18 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         self.prefilter = prefilter
         self.prefilter_draws = prefilter_draws
 
+    def check_space(self, space: Any) -> None:
+        """Look at a space before anything is searched.
+
+        Raises:
+            ConfigError: Its networks cannot inherit weights.
+        """
+        if not hasattr(space, "derive"):
+            raise ConfigError(f"{type(space).__name__} has no derive() that inherits the supernet's weights")
+
     def configure_oneshot_module(self, training_module: Any) -> RandomPathTraining:
         """Build the module that trains random paths; called by NNI once the space is a supernet."""
         space, (name,) = self._space(), self.architectures
-        if not hasattr(space, "derive"):
-            raise ConfigError(f"{type(space).__name__} has no derive() that inherits the supernet's weights")
         with isolated_torch_rng(self.seed, "architecture parameters"):
             parameters = ArchitectureParameters(
                 name,
@@ -115,7 +125,16 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         space, (name,) = self._space(), self.architectures
         state = np.random.RandomState(derive_seed(self.seed, "candidates") % 2**32)
         wanted = self.n_candidates * (self.prefilter_draws if self.prefilter else 1)
-        drawn = random_networks(space, wanted, fixed=space.fixed_choices.get(name, {}), state=state)
+        limit_ms = self.latency_limit_ms
+        drawn = random_networks(
+            space,
+            wanted,
+            fixed=space.fixed_choices.get(name, {}),
+            state=state,
+            accepts=None if limit_ms is None else lambda network: (self._latency_ms(network) or 0.0) <= limit_ms,
+        )
+        if not drawn:
+            raise SearchError(f"no network that was drawn keeps latency_limit_ms {limit_ms:g}; raise the limit")
         self._keep_best(name, self._prefiltered(drawn))
 
     def _prefiltered(self, drawn: list[Architecture]) -> list[Architecture]:
@@ -133,6 +152,6 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
                     network = space.derive(architecture)
                 scores.append(proxy(network, batch["image"], batch["mask"], loss))
                 task.advance(1)
-        kept = sorted(range(len(drawn)), key=lambda index: -scores[index])[: self.n_candidates]
+        kept = ranked(scores)[: self.n_candidates]
         self.notes.append(f"{self.prefilter} chose the {len(kept)} networks that were scored among {len(drawn)} draws")
         return [drawn[index] for index in sorted(kept)]

@@ -7,14 +7,18 @@ be told the result of each one they propose: there a filter would skip or starve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from nni.mutable import SampleValidationError
 
-from glioma_nas.errors import ConfigError, did_you_mean
+from glioma_nas.errors import ConfigError, SearchError, did_you_mean
 from glioma_nas.seeding import isolated_torch_rng
-from glioma_nas.strategies.zero_cost import PROXIES
+from glioma_nas.strategies.zero_cost import PROXIES, ranked
+
+_TRIES = 500
+"""Draws in a row that may be slower than the limit."""
 
 
 def require_prefilter(prefilter: str | None, draws: int) -> None:
@@ -52,6 +56,7 @@ class TrialPrefilter:
     prefilter_draws: int = 1
     seed: int
     notes: list[str]
+    keeps_limit: Callable[[Mapping[str, Any]], bool]
 
     def record_prefilter(self, prefilter: str | None, draws: int) -> None:
         """Keep the options; called by the constructor after ``notes`` are set.
@@ -66,7 +71,11 @@ class TrialPrefilter:
 
     def random(self, *args: Any) -> Any:
         """Return NNI's next random model, or the best by proxy of several; called by NNI for each random network."""
-        draw: Callable[..., Any] = super().random  # type: ignore[misc]  # of NNI's class, which stands behind this one
+        of_nni: Callable[..., Any] = super().random  # type: ignore[misc]  # NNI's class stands behind this one
+
+        def draw(*args: Any) -> Any:
+            return self.first_in_limit(partial(of_nni, *args))
+
         if self.prefilter is None:
             return draw(*args)
         drawn = []
@@ -78,7 +87,19 @@ class TrialPrefilter:
         if not drawn:
             return draw(*args)
         scores = [self._proxy(model) for model in drawn]
-        return drawn[scores.index(max(scores))]
+        return drawn[ranked(scores)[0]]
+
+    def first_in_limit(self, draw: Callable[[], Any]) -> Any:
+        """Return the first model drawn that keeps the strategy's latency limit.
+
+        Raises:
+            SearchError: Hundreds were too slow.
+        """
+        for _ in range(_TRIES):
+            model = draw()
+            if self.keeps_limit(model.sample):
+                return model
+        raise SearchError(f"none of {_TRIES} networks drawn in a row keeps latency_limit_ms; raise the limit")
 
     def _proxy(self, model: Any) -> float:
         assert self.prefilter is not None

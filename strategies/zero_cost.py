@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glioma_nas.errors import ConfigError
 from glioma_nas.losses import main_logits
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -54,6 +55,9 @@ def naswot(network: nn.Module, image: Tensor, mask: Tensor, loss: Loss) -> float
         image: (N, C, H, W), N at least 2.
         mask: Not used.
         loss: Not used.
+
+    Raises:
+        ConfigError: The network has no ReLU, so that it has no code either.
     """
     observed = copy.deepcopy(network).train()
     codes: list[Tensor] = []
@@ -70,7 +74,9 @@ def naswot(network: nn.Module, image: Tensor, mask: Tensor, loss: Loss) -> float
     with torch.no_grad():
         observed(image)
     if not codes:
-        return -math.inf
+        raise ConfigError(
+            "naswot looks at which ReLUs are active, and this network has none; take synflow or grad_norm"
+        )
     code = torch.cat(codes, dim=1)
     agreement = code @ code.T + (1 - code) @ (1 - code).T
     return float(torch.linalg.slogdet(agreement).logabsdet)
@@ -89,6 +95,15 @@ def gradient_norm(network: nn.Module, image: Tensor, mask: Tensor, loss: Loss) -
     loss(trained(image), mask).backward()
     gradients = [item.grad for item in trained.parameters() if item.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def ranked(scores: Sequence[float]) -> list[int]:
+    """Return the positions of proxy scores, best first; one that is no finite number ranks last.
+
+    >>> ranked([1.0, float("nan"), 3.0])
+    [2, 0, 1]
+    """
+    return sorted(range(len(scores)), key=lambda index: -scores[index] if math.isfinite(scores[index]) else math.inf)
 
 
 PROXIES: Mapping[str, Proxy] = {"synflow": synflow, "naswot": naswot, "grad_norm": gradient_norm}

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from glioma_nas.errors import ConfigError
+from glioma_nas.errors import ConfigError, UnknownNameError
 from glioma_nas.losses import dice_ce_loss, distillation_loss, focal_loss, ohem_loss, segmentation_loss
 
 
@@ -51,8 +51,32 @@ def test_maps_are_averaged_with_auxiliary_weight() -> None:
 
 
 def test_unknown_loss_is_refused_with_the_allowed_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown loss 'focl': did you mean 'focal'\?"):
+    with pytest.raises(UnknownNameError, match=r"unknown loss 'focl': did you mean 'focal'\?"):
         segmentation_loss("focl")
+
+
+def test_single_maps_may_weigh_what_one_likes() -> None:
+    loss = segmentation_loss("focal", logit_weights={"pair_2_4": 3.0, "scale_4": 0.0})
+    good, bad = logits_of(0.9, 0.1).float(), logits_of(0.1, 0.9).float()
+    expected = (3 * float(focal_loss(good, TARGET)) + float(focal_loss(bad, TARGET))) / 4
+    maps = {"pair_2_4": good, "pair_2_8": bad, "scale_4": bad}
+    assert float(loss(maps, TARGET)) == pytest.approx(expected, rel=1e-6)
+    assert float(loss({"logits": good}, TARGET)) == pytest.approx(float(focal_loss(good, TARGET)), rel=1e-6)
+
+
+def test_any_function_is_a_loss() -> None:
+    loss = segmentation_loss(lambda logits, target: logits.square().mean())
+    assert float(loss({"logits": torch.full((1, 2, 1, 2), 3.0)}, TARGET)) == 9.0
+
+
+def test_impossible_logit_weights_are_refused() -> None:
+    good = logits_of(0.9, 0.1).float()
+    with pytest.raises(ConfigError, match=r"logit_weights.scale_4 is -1; give a number of at least 0"):
+        segmentation_loss("focal", logit_weights={"scale_4": -1})
+    with pytest.raises(ConfigError, match=r"logit_weights.pair_2_16: no such map; allowed: pair_2_4, scale_4"):
+        segmentation_loss("focal", logit_weights={"pair_2_16": 1})({"pair_2_4": good, "scale_4": good}, TARGET)
+    with pytest.raises(ConfigError, match="no logit map has weight"):
+        segmentation_loss("focal", logit_weights={"logits": 0})({"logits": good}, TARGET)
 
 
 def test_distillation_is_the_divergence_from_teacher_to_student() -> None:

@@ -28,6 +28,12 @@ class SearchConfig(Section):
     compile: bool = Field(
         False, description="let torch.compile take over the supernet's stems and heads; cells change their shapes"
     )
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of the weights, not of α, β and γ")
+    loss: str = Field("focal", description="focal, dice_ce, ohem, or the name of a plugin's loss")
+    auxiliary_weight: float = Field(1.0, ge=0, description="weight of the loss of each scale alone")
+    logit_weights: dict[str, float] = Field(
+        default_factory=dict, description="weights of single maps in the loss: pair_2_8: 2, scale_4: 0; others 1"
+    )
     latency_weight: float = Field(0.01, ge=0, description="λ of eq. 4-11, per millisecond; acts on the student only")
     latency_calibration: Path | None = Field(
         None, description="calibration.json of `latency calibrate`; none: the bare sum over the latency table"
@@ -54,7 +60,7 @@ class TrainConfig(Section):
     batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(0.01, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
-    loss: str = Field("dice_ce", description="focal, dice_ce or ohem")
+    loss: str = Field("dice_ce", description="focal, dice_ce, ohem, or the name of a plugin's loss")
     tumour_slice_fraction: float = Field(0.7, ge=0, le=1)
     augment: bool = True
     kd_weight: float = Field(

@@ -13,7 +13,6 @@ import torch
 
 from glioma_nas.config import RunConfig
 from glioma_nas.downstream import DownstreamScore, marker_strata
-from glioma_nas.errors import ConfigError
 from glioma_nas.files import canonical_json, write_json, write_text
 from glioma_nas.latency_conditions import require_table_of_this_machine
 from glioma_nas.latency_records import LatencyTable
@@ -39,7 +38,7 @@ WEIGHT_PATIENTS_FILE = "weight_patients.json"
 """Patients whose scans trained weights of the search."""
 
 
-def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, Any]:
+def run(context: StageContext, *, split_seed: int | None = None, epoch_s: float | None = None) -> dict[str, Any]:
     """Write teacher.json, student.json, their drawings and cell tables, weight_patients.json, what the strategy leaves.
 
     A search with our supernets is refused before it starts when its memory would not suffice; any search when its
@@ -51,6 +50,8 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
     Args:
         context: The stage's context.
         split_seed: Seed of the halves of the training patients; none for one that follows from the run's seed.
+        epoch_s: Wall time of an epoch in seconds; none for ``search.steps_per_epoch`` alone. ``results`` then count the
+            steps that were taken.
     """
     config, search = context.config, context.config.search
     folder = context.folder / "supernet"
@@ -70,6 +71,10 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
         steps_per_epoch=search.steps_per_epoch,
         batch_size=search.batch_size,
         learning_rate=search.learning_rate,
+        weight_decay=search.weight_decay,
+        loss=search.loss,
+        auxiliary_weight=search.auxiliary_weight,
+        logit_weights=search.logit_weights,
         tumour_slice_fraction=search.tumour_slice_fraction,
         augmentation=config.augmentation.model_dump(),
         seed=seed,
@@ -80,14 +85,10 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
         progress=context.progress,
         label=f"search ({search.strategy})",
         tensorboard=search.tensorboard,
+        epoch_s=epoch_s,
         **_markers(config, context.inputs["preprocess"], seed),
     )
     strategy = build_strategy(config, profiler=profiler, seed=seed)
-    if search.marker_weight > 0 and not getattr(strategy, "ranks_networks", False):
-        raise ConfigError(
-            f"search.marker_weight: '{search.strategy}' ranks no single networks, so markers cannot count; set it to "
-            "0, or take another strategy (docs/strategies.md)"
-        )
     mixes_operators = hasattr(strategy, "relaxation_slot") or getattr(strategy, "mixes_operators", False)
     if hasattr(space, "search_memory") and mixes_operators:
         space.search_memory(search.batch_size).require(_available_bytes(config.device))
@@ -116,6 +117,8 @@ def run(context: StageContext, *, split_seed: int | None = None) -> dict[str, An
     }
     if evaluator.downstream is not None:
         results["downstream"] = evaluator.downstream.cost()
+    if epoch_s is not None:
+        results["steps"] = evaluator.clock.steps
     for role in ROLES:
         architecture = found[role]
         architecture.save(context.folder / f"{role}.json")
