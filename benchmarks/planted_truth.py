@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from glioma_nas import registry
-from glioma_nas.comparison.contest import mean_interval
+from glioma_nas.comparison.summary import mean_interval
 from glioma_nas.config import parse_config
 from glioma_nas.console import make_progress
 from glioma_nas.evaluators.latency_table import LatencyTableProfiler

@@ -20,6 +20,21 @@ from glioma_nas.cli.application import (
     shown_progress,
 )
 
+_SHOWN = (
+    "strategy",
+    "seeds",
+    "dice",
+    "dice_low",
+    "dice_high",
+    "latency_ms",
+    "macs_g",
+    "params_m",
+    "search_s",
+    "search_peak_mb",
+    "hypervolume",
+)
+"""What fits on a terminal; JSON and comparison.csv have every column and interval."""
+
 
 @app.command()
 def compare(
@@ -33,15 +48,19 @@ def compare(
         int,
         typer.Option("--rank-networks", min=0, help="networks trained for the supernets' rank correlation"),
     ] = 0,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="wall time each search trains for, instead of steps", show_default=False),
+    ] = None,
     out: OutOption = None,
     override: SetOption = None,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare strategies on one space, cohort, split and budget of steps: Dice, measured latency, cost, Pareto front.
+    """Compare strategies on one space, cohort, split and budget: Dice, measured latency, cost, Pareto front.
 
     Interrupted, it continues when run again. A search that fails does not end the others; it is named at the end, and
-    the exit status is 1. Writes comparison.csv, runs.csv and report.html.
+    the exit status is 1. Writes comparison.csv, runs.csv, pareto.csv and report.html.
     """
     from glioma_nas.comparison.cells import plan
     from glioma_nas.comparison.contest import PAGE_FILE, compare_strategies
@@ -57,11 +76,11 @@ def compare(
     loaded = without_incomplete_sequences(loaded)
     folder = (out if out is not None else run_folder(config, None).with_name(f"compare-{config.stem}")).resolve()
     names = [name.strip() for name in strategies.split(",") if name.strip()]
-    cells = plan(loaded, names, n_seeds=seeds, trials=trials, out=folder, ranked=rank_networks)
+    cells = plan(loaded, names, n_seeds=seeds, trials=trials, out=folder, ranked=rank_networks, minutes=minutes)
     with shown_progress() as progress:
         found = compare_strategies(loaded, cells, folder, progress)
     summary = found.summary
-    shown = ["strategy", "seeds", "dice", "dice_low", "dice_high", "latency_ms", "macs_g", "search_s", "hypervolume"]
+    shown = list(summary.columns) if as_json else [*_SHOWN, *(["search_peak_gpu_mb"] if loaded.device != "cpu" else [])]
     clean = summary[shown].round(4).astype(object).where(summary[shown].notna(), None)
     print_table("Comparison", shown, clean.to_numpy().tolist(), as_json=as_json)
     if not as_json:

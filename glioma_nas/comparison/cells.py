@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glioma_nas.comparison.budget import search_steps, with_budget
+from glioma_nas.comparison.budget import epoch_seconds, search_steps, with_budget
+from glioma_nas.component_checks import check_components
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import ConfigError
 from glioma_nas.files import canonical_json, sha256_file, sha256_text
@@ -22,23 +23,40 @@ class Cell:
         seed: Seed of search and training.
         config: Its configuration, at the common budget.
         folder: Where it works.
+        minutes: Wall time that the search trains for; none where the budget is a number of steps.
     """
 
     strategy: str
     seed: int
     config: RunConfig
     folder: Path
+    minutes: float | None = None
 
     @property
     def name(self) -> str:
         """Strategy and seed."""
         return f"{self.strategy}, seed {self.seed}"
 
+    @property
+    def epoch_s(self) -> float | None:
+        """Wall time of an epoch of the search, in seconds; none where the budget is a number of steps."""
+        return None if self.minutes is None else epoch_seconds(self.config, self.minutes)
+
 
 def plan(
-    config: RunConfig, strategies: Sequence[str], *, n_seeds: int, trials: int, out: Path, ranked: int = 0
+    config: RunConfig,
+    strategies: Sequence[str],
+    *,
+    n_seeds: int,
+    trials: int,
+    out: Path,
+    ranked: int = 0,
+    minutes: float | None = None,
 ) -> list[Cell]:
-    """Return every search of the comparison; everything that is wrong with it is found here, before hours of work.
+    """Return every search of the comparison; what can be wrong with it is looked for here, before hours of work.
+
+    Every strategy is built and shown the space: a missing package, an option it does not take or a space it cannot
+    search is found now.
 
     Args:
         config: The base configuration.
@@ -48,21 +66,31 @@ def plan(
         out: Folder of the comparison.
         ranked: Networks drawn at random that every supernet scores for its rank correlation; see
             `glioma_nas.comparison.ranking`.
+        minutes: Wall time that every search trains for; none for the budget in steps.
 
     Raises:
-        ConfigError: A strategy stands twice, or the budget does not suffice.
+        ConfigError: A strategy stands twice or cannot be built, the budget does not suffice, or training is to take
+            several devices.
+        PluginError: A strategy needs a package that is not installed.
         UnknownNameError: A strategy is not registered.
     """
     if len(set(strategies)) != len(strategies) or not strategies:
         raise ConfigError(f"--strategies {','.join(strategies)}: give each strategy once, at least one")
-    search_steps(config)
+    if config.train.devices != 1:
+        raise ConfigError("compare trains one network after the other on one device; set train.devices: 1")
+    if minutes is None:
+        search_steps(config)
+    elif not minutes > 0:
+        raise ConfigError(f"--minutes is {minutes:g}; give the wall time of a search, above 0")
     cells = []
     for strategy in strategies:
         for number in range(n_seeds):
             seed = config.seed + number
-            own = with_budget(config, strategy, seed=seed, trials=trials, ranked=ranked)
+            own = with_budget(config, strategy, seed=seed, trials=trials, ranked=ranked, minutes=minutes)
+            if number == 0:
+                check_components(own, ("latency", "search", "train"))
             key = sha256_text(canonical_json(own.model_dump(mode="json")))[:12]
-            cells.append(Cell(strategy, seed, own, out / strategy / f"seed{seed}-{key}"))
+            cells.append(Cell(strategy, seed, own, out / strategy / f"seed{seed}-{key}", minutes))
     return cells
 
 

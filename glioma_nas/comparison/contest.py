@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import logging
-import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.stats import t as student_t
 from torch import nn
 
-from glioma_nas.comparison.budget import search_steps, used_steps
+from glioma_nas.comparison.budget import scoring_options, search_steps, used_steps, without_limit
 from glioma_nas.comparison.cells import Cell, made_from
 from glioma_nas.comparison.contest_page import render_contest
 from glioma_nas.comparison.networks import scores_on_test_patients, timed_networks, trained_network
 from glioma_nas.comparison.ranking import rank_supernets
 from glioma_nas.comparison.searching import search_apart
+from glioma_nas.comparison.summary import reference_ms, summarise_contest
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import GliomaNasError, ResourceError
 from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.latency_backend import open_backend
-from glioma_nas.pareto import hypervolume, pareto_front
+from glioma_nas.pareto import pareto_front
 from glioma_nas.pipeline import Pipeline
 from glioma_nas.prepared import PreparedCohort
 from glioma_nas.progress import Progress
@@ -36,6 +33,7 @@ SHARED_FOLDER = "shared"
 RANKING_FOLDER = "ranking"
 RUNS_FILE = "runs.csv"
 SUMMARY_FILE = "comparison.csv"
+FRONT_FILE = "pareto.csv"
 RANKING_FILE = "ranking.csv"
 PAGE_FILE = "report.html"
 
@@ -81,7 +79,7 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
         config: The base configuration.
         cells: See `glioma_nas.comparison.cells.plan`.
         out: Gets ``shared/`` (preprocess and latency), a folder for each cell, ``runs.csv``, ``comparison.csv``,
-            ``comparison.json``, ``report.html``, and ``ranking.csv`` where supernets were ranked.
+            ``pareto.csv``, ``comparison.json``, ``report.html``, and ``ranking.csv`` where supernets were ranked.
         progress: Where to report.
 
     Raises:
@@ -109,9 +107,10 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
         raise ResourceError(f"every search failed, the first one with: {next(iter(failures.values())).reason}")
     table = pd.DataFrame([{**rows[cell.name], **timed[cell.name]} for cell in finished])
     ranking = rank_supernets(finished, config, inputs, out / RANKING_FOLDER, progress)
-    summary = summarise_contest(table)
+    summary, front = summarise_contest(table), pareto_front(table.latency_ms, table.dice)
     write_text(out / RUNS_FILE, table.to_csv(index=False))
     write_text(out / SUMMARY_FILE, summary.to_csv(index=False))
+    write_text(out / FRONT_FILE, table.iloc[front].to_csv(index=False))
     if ranking:
         write_text(out / RANKING_FILE, pd.DataFrame(ranking).to_csv(index=False))
     backend = open_backend(config.latency.backend, config.latency.precision)
@@ -119,27 +118,31 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
         "environment": backend.environment(threads=config.latency.threads).describe(),
         "patients": len({case.patient_id for case in cohort.select(cohort.folds.test(SEARCH_FOLD))}),
         "training patients": len({case.patient_id for case in cohort.select(cohort.folds.train(SEARCH_FOLD))}),
-        "steps": search_steps(config),
+        "steps": None if cells[0].minutes else search_steps(config),
+        "minutes": cells[0].minutes,
+        "scoring": scoring_options(config),
+        "without_limit": without_limit(config, list(dict.fromkeys(cell.strategy for cell in cells))),
+        "reference_ms": reference_ms(table),
         "ranking": ranking,
         "failed": [asdict(failure) for failure in failures.values()],
     }
     write_json(out / "comparison.json", facts)
-    write_text(
-        out / PAGE_FILE, render_contest(table, summary, facts, pareto_front(table.latency_ms, table.dice), config)
-    )
+    write_text(out / PAGE_FILE, render_contest(table, summary, facts, front, config))
     return Comparison(summary, tuple(failures.values()))
 
 
 def _run_cell(
     cell: Cell, inputs: Mapping[str, Path], cohort: PreparedCohort, progress: Progress
 ) -> tuple[dict[str, Any], nn.Module]:
-    cost = search_apart(cell.config, inputs, cell.folder / "search")
+    cost = search_apart(cell.config, inputs, cell.folder / "search", epoch_s=cell.epoch_s)
     network = trained_network(cell, inputs, progress)
+    found = read_json(cell.folder / "search" / "search.json")
     row = {
         "strategy": cell.strategy,
         "seed": cell.seed,
-        "steps": used_steps(cell.config),
-        "scoring_steps": scoring_steps(read_json(cell.folder / "search" / "search.json")),
+        "steps": found.get("steps", used_steps(cell.config)),
+        "scoring_steps": scoring_steps(found),
+        "scored_networks": scored_networks(found),
         **scores_on_test_patients(cell, cohort, network),
         "search_s": cost["wall_s"],
         "search_peak_mb": cost["peak_mb"],
@@ -163,43 +166,9 @@ def scoring_steps(found: Mapping[str, Any]) -> int:
     Args:
         found: What the search stage returned.
     """
-    return int(found["finetune_steps"]) * sum(len(found[role]["candidates"]) for role in ROLES)
+    return int(found["finetune_steps"]) * scored_networks(found)
 
 
-def summarise_contest(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a strategy: mean over seeds and, from two seeds on, the 95 % interval of the mean (Student's t).
-
-    ``hypervolume`` is the area that the strategy's own runs dominate, see `hypervolume`; its reference is the slowest
-    run of all and a Dice of 0.
-    """
-    slowest = float(runs.latency_ms.max())
-    rows = []
-    for strategy, group in runs.groupby("strategy", sort=False):
-        row: dict[str, Any] = {"strategy": strategy, "seeds": len(group)}
-        for column in (
-            "dice",
-            "latency_ms",
-            "macs_g",
-            "params_m",
-            "search_s",
-            "search_peak_mb",
-            "search_peak_gpu_mb",
-            "steps",
-            "scoring_steps",
-        ):
-            values = group[column].to_numpy(dtype=np.float64)
-            row[column] = float(values.mean())
-            if column in ("dice", "latency_ms"):
-                row[f"{column}_low"], row[f"{column}_high"] = mean_interval(values)
-        points = list(zip(group.latency_ms, group.dice, strict=True))
-        row["hypervolume"] = hypervolume(points, slowest_ms=slowest)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def mean_interval(values: NDArray[np.float64], *, confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """Return the interval of the mean by Student's t; none for one value."""
-    if len(values) < 2:
-        return None, None
-    half = float(student_t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
+def scored_networks(found: Mapping[str, Any]) -> int:
+    """Return how many networks a search scored with inherited weights, those of its evolution left out; see above."""
+    return sum(len(found[role]["candidates"]) for role in ROLES)

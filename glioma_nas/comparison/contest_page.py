@@ -10,6 +10,7 @@ import pandas as pd
 from glioma_nas.config import RunConfig
 from glioma_nas.report.document import (
     Bullets,
+    Column,
     Figures,
     Headline,
     Picture,
@@ -33,14 +34,20 @@ def render_contest(
     Args:
         runs: One row a search.
         summary: One row a strategy.
-        facts: ``environment``, ``patients``, ``training patients``, ``steps``, ``ranking``, ``failed``.
+        facts: ``environment``, ``patients``, ``training patients``, ``steps`` or ``minutes``, ``scoring``,
+            ``reference_ms``, ``without_limit``, ``ranking``, ``failed``.
         front: Rows of ``runs`` on the Pareto front.
         config: The base configuration.
     """
     return study_page(
         "Search strategies compared",
         config,
-        [_strategies(runs, summary, front), _runs(runs, facts, front), _ranking(facts), _limits(facts, config)],
+        [
+            _strategies(runs, summary, front, float(facts["reference_ms"])),
+            _runs(runs, facts, front),
+            _ranking(facts),
+            _limits(facts, config),
+        ],
         subtitle="glioma_nas comparison",
         facts=[("Space", str(config.search.space))],
         headlines=[_headline(row) for row in rows_of(summary.nlargest(3, "dice"))],
@@ -55,33 +62,44 @@ def _headline(row: Mapping[str, Any]) -> Headline:
     )
 
 
-def _strategies(runs: pd.DataFrame, summary: pd.DataFrame, front: Sequence[int]) -> Section:
+def _strategies(runs: pd.DataFrame, summary: pd.DataFrame, front: Sequence[int], reference_ms: float) -> Section:
     section = Section("strategies", "Strategies")
+    rows = rows_of(summary)
+    over_seeds = "Means over seeds, with the 95 % interval of the mean over seeds (Student's t; none for one seed). "
+    gpu = summary.search_peak_gpu_mb.notna().any()
     section.add(
         Table(
             "comparison",
-            "Means over seeds, with the 95 % interval of the mean over seeds (Student's t; none for one seed). Every "
-            "network was trained alike, without distillation, and scored on the same test patients. Latency is "
-            "measured, all networks taking turns. Hypervolume: share of the rectangle up to the slowest run and Dice 1 "
-            "that the strategy's runs dominate.",
+            over_seeds + "Every network was trained alike, without distillation, and scored on the same test patients. "
+            "Latency is measured, all networks taking turns. Hypervolume: share of the rectangle up to "
+            f"{show_number(reference_ms, 2)} ms (1.1 times the slowest run) and Dice 1 that the runs of one seed "
+            "dominate.",
             (
                 text("strategy", "Strategy"),
                 number("seeds", "Seeds"),
-                number("dice", "Dice", 3),
-                interval("dice_low", "dice_high", 3),
-                number("latency_ms", "Latency, ms", 2),
-                interval("latency_ms_low", "latency_ms_high", 2),
-                number("macs_g", "GMAC", 3),
-                number("params_m", "Parameters, M", 3),
-                number("steps", "Steps"),
-                number("scoring_steps", "Scoring steps"),
-                number("search_s", "Search, s"),
-                number("search_peak_mb", "Peak, MB"),
-                *([number("search_peak_gpu_mb", "GPU peak, MB")] if summary.search_peak_gpu_mb.notna().any() else []),
-                number("hypervolume", "Hypervolume", 3),
+                *_with_interval("dice", "Dice", 3),
+                *_with_interval("latency_ms", "Latency, ms", 2),
+                *_with_interval("hypervolume", "Hypervolume", 3),
             ),
-            rows_of(summary),
-        )
+            rows,
+        ),
+        Table(
+            "cost",
+            over_seeds + "Size of the networks, and what their search took in a process of its own. Scoring steps are "
+            "optimiser steps on single networks before they are scored, beside the budget.",
+            (
+                text("strategy", "Strategy"),
+                *_with_interval("macs_g", "GMAC", 3),
+                *_with_interval("params_m", "Parameters, M", 3),
+                number("steps", "Steps"),
+                number("scored_networks", "Networks scored"),
+                number("scoring_steps", "Scoring steps"),
+                *_with_interval("search_s", "Search, s", 0),
+                *_with_interval("search_peak_mb", "Peak, MB", 0),
+                *(_with_interval("search_peak_gpu_mb", "GPU peak, MB", 0) if gpu else ()),
+            ),
+            rows,
+        ),
     )
     section.add(
         Figures(
@@ -89,6 +107,10 @@ def _strategies(runs: pd.DataFrame, summary: pd.DataFrame, front: Sequence[int])
         )
     )
     return section
+
+
+def _with_interval(column: str, heading: str, digits: int) -> tuple[Column, Column]:
+    return number(column, heading, digits), interval(f"{column}_low", f"{column}_high", digits)
 
 
 def front_chart(runs: pd.DataFrame, front: Sequence[int]) -> Figure:
@@ -131,7 +153,10 @@ def _runs(runs: pd.DataFrame, facts: Mapping[str, Any], front: Sequence[int]) ->
         number("latency_ms", "Median, ms", 2),
         number("latency_p95_ms", "p95, ms", 2),
         number("macs_g", "GMAC", 3),
+        number("params_m", "Parameters, M", 3),
+        number("steps", "Steps"),
         number("search_s", "Search, s"),
+        number("search_peak_mb", "Peak, MB"),
         text("front", "On the front"),
     )
     section.add(Table("runs", "One row a search.", columns, rows))
@@ -164,14 +189,23 @@ def _ranking(facts: Mapping[str, Any]) -> Section:
 
 def _limits(facts: Mapping[str, Any], config: RunConfig) -> Section:
     section = Section("limits", "How to read it")
+    if facts["minutes"] is None:
+        budget = f"{facts['steps']} optimiser steps of batch {config.search.batch_size} for every search. A step of a "
+        budget += "supernet passes several times, a step of a trial once; times and memory stand in the table"
+    else:
+        budget = f"{facts['minutes']:g} minutes of training for every search, shared evenly by its epochs, batches of "
+        budget += f"{config.search.batch_size}. Scoring networks comes on top; the table has steps and whole times"
+    scoring = facts["scoring"]
     items = [
-        f"Budget: {facts['steps']} optimiser steps of batch {config.search.batch_size} for every search. A step of a "
-        "supernet passes several times, a step of a trial once; times and memory stand in the table. Scoring steps are "
-        "beside the budget: they fit single candidates before the search scores them.",
+        f"Budget: {budget}.",
+        "Single networks with inherited weights are treated alike by every strategy before it scores them: "
+        f"finetune_steps {scoring['finetune_steps']}, recalibration_batches {scoring['recalibration_batches']}.",
         f"Split: searched and trained on {plural(facts['training patients'], 'patient')}, scored on "
         f"{plural(facts['patients'], 'other')} whom no search has seen. Seeds change the search and the training, not "
         "the split.",
         f"Engine: {facts['environment']}.",
     ]
+    if facts["without_limit"]:
+        items.append(f"Not bound by latency_limit_ms, for want of such an option: {', '.join(facts['without_limit'])}.")
     section.add(Bullets(tuple(items)))
     return section

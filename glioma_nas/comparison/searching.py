@@ -20,7 +20,9 @@ COST_FILE = "cost.json"
 ERROR_FILE = "error.txt"
 
 
-def search_apart(config: RunConfig, inputs: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+def search_apart(
+    config: RunConfig, inputs: Mapping[str, Path], folder: Path, *, epoch_s: float | None = None
+) -> dict[str, Any]:
     """Search in a child process and return what it cost; a search that is done is not repeated.
 
     A search that was cut off begins anew: the time and memory of its last part would be taken for those of the whole.
@@ -30,6 +32,7 @@ def search_apart(config: RunConfig, inputs: Mapping[str, Path], folder: Path) ->
         inputs: Finished folders of the preprocess and latency stages.
         folder: Gets what the search stage writes, and ``cost.json``: ``wall_s``, without what was scored for the rank
             correlation alone, ``peak_mb`` of the process and ``peak_gpu_mb`` of its tensors on a GPU (none on a CPU).
+        epoch_s: Wall time of an epoch in seconds; none for the steps of the configuration.
 
     Raises:
         ResourceError: The search failed; its last line says why, ``error.txt`` has the rest.
@@ -42,7 +45,7 @@ def search_apart(config: RunConfig, inputs: Mapping[str, Path], folder: Path) ->
     # Spawned, not forked: a fork would inherit this process' memory and threads, and its peak with them.
     child = multiprocessing.get_context("spawn").Process(
         target=_search,
-        args=(config.model_dump(mode="json"), {name: str(path) for name, path in inputs.items()}, str(folder)),
+        args=(config.model_dump(mode="json"), {name: str(path) for name, path in inputs.items()}, str(folder), epoch_s),
     )
     child.start()
     try:
@@ -61,7 +64,7 @@ def search_apart(config: RunConfig, inputs: Mapping[str, Path], folder: Path) ->
     return dict(read_json(folder / COST_FILE))
 
 
-def _search(data: Mapping[str, Any], inputs: Mapping[str, str], folder: str) -> None:
+def _search(data: Mapping[str, Any], inputs: Mapping[str, str], folder: str, epoch_s: float | None) -> None:
     from glioma_nas.pipeline import StageContext
     from glioma_nas.progress import Silent
     from glioma_nas.registry import load_file
@@ -74,7 +77,7 @@ def _search(data: Mapping[str, Any], inputs: Mapping[str, str], folder: str) -> 
             load_file(plugin)
         started = time.monotonic()
         context = StageContext(config, Path(folder), {name: Path(path) for name, path in inputs.items()}, Silent())
-        results = run(context)
+        results = run(context, epoch_s=epoch_s)
         wall_s = time.monotonic() - started - float(results.get("sampled_s", 0.0))
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         write_json(Path(folder) / "search.json", results)
