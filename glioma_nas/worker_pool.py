@@ -2,16 +2,22 @@
 
 Workers are fresh interpreters, because a fork would copy the locks of whatever threads the caller runs. They ignore
 Ctrl-C, which goes to the whole terminal while the parent alone decides what stops, and end with their parent.
+
+The system may kill a worker, above all for want of memory, and one that is killed takes the pool with it. What was in
+work then is done again, one item at a time in a process of its own, and the rest goes on: so a kill costs at most the
+item that is killed twice.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
@@ -22,38 +28,91 @@ from glioma_nas.registry import load_file
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+KILLED = (
+    "the system killed the process that worked on it twice, the second time with no other beside it, probably for want "
+    "of memory; use a machine with more, or leave it out"
+)
+"""What is told of an item that is given up."""
+
+_logger = logging.getLogger(__name__)
+
 
 def outcomes(
-    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, plugins: Sequence[Path] = ()
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    plugins: Sequence[Path] = (),
+    killed: Callable[[Item], Result] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Yield (index of the item, result) as the results come.
 
     Args:
         function: Importable by name, so that a fresh interpreter finds it.
         items: Each is sent to a worker, so keep them small.
-        workers: Processes; with one everything happens in this process.
+        workers: Processes; with one everything happens in this process, which a kill then ends. After a kill that
+            nobody's own fault explains there is one fewer.
         plugins: Local plugin files whose components the function needs.
+        killed: Gives the result of an item whose worker was killed twice; none makes that an error.
 
     Raises:
-        ResourceError: A worker was killed.
+        ResourceError: A worker was killed twice over one item, and ``killed`` is None.
     """
-    workers = min(workers, len(items))
-    if workers <= 1:
+    if workers <= 1 or not items:
         for index, item in enumerate(items):
             yield index, function(item)
         return
+    waiting = deque(range(len(items)))
+    while waiting:
+        suspects = yield from _until_a_kill(function, items, waiting, workers, plugins)
+        if suspects:
+            _logger.warning("a worker process was killed; %d items are tried again one by one", len(suspects))
+        guilty = 0
+        for index in sorted(suspects):
+            if not (yield from _until_a_kill(function, items, deque([index]), 1, plugins)):
+                continue
+            if killed is None:
+                raise ResourceError(f"item {index + 1} of {len(items)}: {KILLED}")
+            guilty += 1
+            yield index, killed(items[index])
+        if suspects and not guilty:
+            workers = max(1, workers - 1)  # together they need more memory than there is
+
+
+def _until_a_kill(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    waiting: deque[int],
+    workers: int,
+    plugins: Sequence[Path],
+) -> Generator[tuple[int, Result], None, list[int]]:
+    """Take items from ``waiting`` until there are none or a worker is killed; return those that were in work then."""
     context = multiprocessing.get_context("spawn")
+    workers = min(workers, len(waiting))
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(tuple(plugins),))
+    in_work: dict[Future[Result], int] = {}
+    lost: list[int] = []
     try:
-        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
-        for future in as_completed(futures):
-            yield futures.pop(future), future.result()
-    except BrokenProcessPool as err:
-        raise ResourceError(
-            "a worker process was killed, probably for want of memory; use one worker and run again"
-        ) from err
+        while in_work or (waiting and not lost):
+            # No more than there are workers, so that whatever is lost was really being worked on.
+            while waiting and not lost and len(in_work) < workers:
+                index = waiting.popleft()
+                try:
+                    in_work[pool.submit(function, items[index])] = index
+                except BrokenProcessPool:
+                    lost.append(index)
+            done, _ = wait(in_work, return_when=FIRST_COMPLETED)
+            for future in done:
+                index = in_work.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    lost.append(index)
+                else:
+                    yield index, result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    return lost
 
 
 def _start_worker(plugins: tuple[Path, ...]) -> None:

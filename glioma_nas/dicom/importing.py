@@ -28,7 +28,7 @@ from glioma_nas.files import read_json, sha256_file, sha256_text, write_json, wr
 from glioma_nas.privacy.nifti_header import scrub_nifti
 from glioma_nas.privacy.pseudonyms import Pseudonyms
 from glioma_nas.progress import Progress, Silent
-from glioma_nas.worker_pool import outcomes
+from glioma_nas.worker_pool import KILLED, outcomes
 
 COHORT_SHEET = "cohort.csv"
 RECORD = "import.json"
@@ -218,7 +218,7 @@ def _convert(
     tasks = [ConversionTask(tuple(wanted[name][0].series.files), out / name) for name in todo]
     n_converted = 0
     with progress.task("convert series", len(tasks)) as task:
-        for index, problem in outcomes(convert_series, tasks, workers=workers):
+        for index, problem in outcomes(convert_series, tasks, workers=workers, killed=_killed):
             entry, state = wanted[todo[index]]
             if problem is None:
                 n_converted += 1
@@ -231,6 +231,10 @@ def _convert(
             task.advance()
     write_json(out / RECORD, record)
     return failed, n_converted
+
+
+def _killed(task: ConversionTask) -> str:
+    return KILLED
 
 
 def _copy_masks(out: Path, entries: Sequence[Entry], masks: Mapping[str, Path]) -> tuple[dict[str, str], list[str]]:

@@ -31,7 +31,7 @@ from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import CASE_FILE, CASES_FOLDER, FOLDS_FILE, INDEX_FILE, PreparedCohort
 from glioma_nas.privacy.hidden_paths import one_line, without_paths
 from glioma_nas.quality_page import QUALITY_PAGE, write_quality_report
-from glioma_nas.worker_pool import outcomes
+from glioma_nas.worker_pool import KILLED, outcomes
 
 PROBLEMS_FILE = "problems.json"
 
@@ -175,13 +175,16 @@ def _prepare_all(context: StageContext, cases: Sequence[Case], recipe: Recipe) -
     with context.progress.task("preprocess", len(cases)) as task:
         if done := len(cases) - len(waiting):
             task.advance(done)
-        for _, problem in outcomes(_outcome, tasks, workers=settings.workers, plugins=context.config.plugins):
+        found = outcomes(_outcome, tasks, workers=settings.workers, plugins=context.config.plugins, killed=_killed)
+        for _, problem in found:
             if problem is not None:
                 _logger.info("case %s cannot be prepared", problem["case_id"])
                 problems.append(problem)
             task.advance(1, **({"failed": len(problems)} if problems else {}))
     for name in {path.name for path in root.iterdir()} - {case.case_id for case in cases} if root.is_dir() else ():
         shutil.rmtree(root / name)  # of a sheet as it was before an interruption
+    for problem in problems:
+        shutil.rmtree(root / problem["case_id"], ignore_errors=True)  # what it left half written
     order = {case.case_id: index for index, case in enumerate(cases)}
     problems.sort(key=lambda problem: order[problem["case_id"]])
     path = context.folder / PROBLEMS_FILE
@@ -218,6 +221,11 @@ def _outcome(task: tuple[Case, Path, Recipe, bool]) -> dict[str, str] | None:
         message = f"case {case.case_id}: {type(err).__name__} in a preprocess step: {text}"
         return {"case_id": case.case_id, "error": type(err).__name__, "message": message}
     return None
+
+
+def _killed(task: tuple[Case, Path, Recipe, bool]) -> dict[str, str]:
+    case = task[0]
+    return {"case_id": case.case_id, "error": "ResourceError", "message": f"case {case.case_id}: {KILLED}"}
 
 
 def _summary(prepared: PreparedCohort, cohort: Cohort) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from glioma_nas.validation.case_checks import CaseTask, check_case
 from glioma_nas.validation.cohort_checks import check_copies, check_geometry, check_persons
 from glioma_nas.validation.findings import SEVERITIES, CaseReport, Finding, Severity, split_remedy
 from glioma_nas.validation.label_checks import check_labels
-from glioma_nas.worker_pool import outcomes
+from glioma_nas.worker_pool import KILLED, outcomes
 
 PAGE = "validation.html"
 RECORD = "validation.json"
@@ -125,7 +125,7 @@ def validate_cohort(
     tasks = [CaseTask(case, present, missing, config.mask_labels, demands.one_grid) for case in cohort.cases]
     reports: dict[int, CaseReport] = {}
     with (progress or Silent()).task("validate", len(tasks)) as task:
-        for index, report in outcomes(check_case, tasks, workers=workers):
+        for index, report in outcomes(check_case, tasks, workers=workers, killed=_killed):
             reports[index] = report
             task.advance()
     ordered = tuple(reports[index] for index in range(len(tasks)))
@@ -134,6 +134,12 @@ def validate_cohort(
     findings += check_labels(cohort, demands.markers, demands.n_folds)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Validation(cohort, reading.format, wanted, ordered, tuple(findings))
+
+
+def _killed(task: CaseTask) -> CaseReport:
+    what, remedy = split_remedy(KILLED)
+    case = task.case
+    return CaseReport(case.case_id, case.patient_id, (), (Finding("error", "killed", what, remedy, case.case_id),))
 
 
 def write_validation(validation: Validation, folder: Path) -> Path:
