@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 from glioma_nas.cohort import Case, cohort_fingerprint, examine_cohort, read_cohort
 from glioma_nas.config import CohortConfig
 from glioma_nas.errors import ImageError, StorageError
+from glioma_nas.monai_bundle import metadata
 from glioma_nas.privacy.dicom_header import scrub_dicom
 from glioma_nas.privacy.hidden_paths import one_line, without_paths
 from glioma_nas.privacy.nifti_header import scrub_nifti
@@ -252,6 +253,16 @@ def test_scan_of_harmless_output_is_silent(tmp_path: Path) -> None:
     )
     write_nifti(tmp_path / "mask.nii.gz", np.zeros((4, 4, 4), np.uint8))
     assert scan_folder(tmp_path).leaks == ()
+
+
+def test_scan_of_an_exported_bundle_is_silent_about_the_address_of_its_schema(tmp_path: Path) -> None:
+    text = json.dumps(metadata("student", ("t1ce", "flair"), 224))
+    assert "meta_schema_20220324.json" in text
+    (tmp_path / "metadata.json").write_text(text)
+    assert scan_folder(tmp_path).leaks == ()
+    # Only that address, not any date in any other.
+    (tmp_path / "metadata.json").write_text(text.replace("MONAI-extra-test-data", "Smith"))
+    assert found(scan_folder(tmp_path)) == {("warning", "date")}
 
 
 def test_scan_looks_into_headers_pictures_names_archives_and_binary_files(tmp_path: Path) -> None:

@@ -206,7 +206,8 @@ def _with_pseudonyms(reading: Reading, table: CohortTable, salt_file: Path) -> R
         if len(set(given.values())) != len(given):  # chance does that once in a million cohorts of 1000 patients
             raise CohortError(f"two {name}s have one pseudonym; use another cohort.salt_file")
     cases = tuple(
-        replace(case, case_id=hidden[case.case_id], patient_id=people[case.patient_id]) for case in reading.cohort.cases
+        replace(case, case_id=hidden[case.case_id], patient_id=people[case.patient_id], pseudonyms=pseudonyms)
+        for case in reading.cohort.cases
     )
     return replace(
         reading,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from glioma_nas.files import canonical_json, sha256_text
+from glioma_nas.privacy.pseudonyms import Pseudonyms
 
 Sex = Literal["M", "F"]
 
@@ -27,6 +30,7 @@ class Case:
         age: Years, or None when unknown.
         sex: ``M``, ``F`` or None when unknown.
         labels: Every other column whose value is known, as text.
+        pseudonyms: What made its ids where they are hidden, else None.
     """
 
     case_id: str
@@ -36,6 +40,15 @@ class Case:
     age: float | None = None
     sex: Sex | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    pseudonyms: Pseudonyms | None = field(default=None, repr=False, compare=False)
+
+    def digest(self, content: Any) -> str:
+        """Hash plain data about the case, such as paths of its files; 64 hexadecimal digits.
+
+        Where ids are hidden the hash is keyed with the project's secret, because names can be guessed and tried out.
+        """
+        text = canonical_json(content)
+        return sha256_text(text) if self.pseudonyms is None else self.pseudonyms.digest("content", text, digits=64)
 
 
 @dataclass(frozen=True)

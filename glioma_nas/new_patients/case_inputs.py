@@ -127,7 +127,7 @@ def _one_case(folder: Path, scans: dict[str, Path], salt_file: Path | None) -> C
     name = sanitised_case_id(folder.resolve().name)
     if salt_file is not None:
         pseudonyms = Pseudonyms(load_salt(salt_file, create=True))
-        return Case(case_id=pseudonyms.case(name), patient_id=pseudonyms.patient(name), images=scans)
+        return Case(pseudonyms.case(name), pseudonyms.patient(name), scans, pseudonyms=pseudonyms)
     return Case(case_id=name, patient_id=name, images=scans)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from glioma_nas import __version__
 from glioma_nas.case_preparation import is_prepared, prepare_case
 from glioma_nas.cohort import Case
 from glioma_nas.errors import StorageError
-from glioma_nas.files import canonical_json, read_json, sha256_text, write_json, write_text
+from glioma_nas.files import read_json, write_json, write_text
 from glioma_nas.images import write_mask
 from glioma_nas.marker_masks import EXPERT, GIVEN
 from glioma_nas.new_patients.case_page import render_case
@@ -62,7 +62,7 @@ def prediction_key(case: Case, run: FrozenRun) -> str:
         "network": run.network,
         "source": source_hash(),
     }
-    return sha256_text(canonical_json(content))
+    return case.digest(content)
 
 
 def is_predicted(case: Case, run: FrozenRun, folder: Path) -> bool:
@@ -102,7 +102,7 @@ def predict_case(
     """
     started = time.monotonic()
     require_servable(case, run, any_spacing=any_spacing)
-    unmasked = Case(case.case_id, case.patient_id, case.images, None, case.age, case.sex)
+    unmasked = replace(case, mask=None, labels={})
     integrate_subtype(case, [], run)  # before any work: a cell may hold no state of its marker
     prepared_folder = folder / PREPARED_FOLDER
     if not is_prepared(unmasked, prepared_folder, run.recipe):
