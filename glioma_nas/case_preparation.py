@@ -20,8 +20,8 @@ from glioma_nas.config import PreprocessConfig, indicated_by, indicator_of
 from glioma_nas.contact_sheet import write_contact_sheet
 from glioma_nas.errors import ConfigError, GliomaNasError, ImageError, StorageError
 from glioma_nas.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
-from glioma_nas.grids import IDENTITY, same_grid, spacing_mm
-from glioma_nas.images import MaskImage, Volume, check_same_grid, read_mask, read_volume, write_mask
+from glioma_nas.grids import IDENTITY, same_grid, spacing_mm, turn_onto
+from glioma_nas.images import MaskVolume, Volume, check_same_grid, read_mask, read_volume, write_mask
 from glioma_nas.prepared import (
     CASE_FILE,
     IMAGES_FILE,
@@ -36,6 +36,8 @@ from glioma_nas.registry import preprocess_steps
 from glioma_nas.space_building import construct
 
 _USUAL_REFERENCE = "t1ce"
+_VERSION = 2
+"""Raised whenever the same recipe makes other voxels of the same scans."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Recipe:
         """Hash of all that can change a prepared case; the number of workers cannot."""
         preprocess = self.preprocess.model_dump(mode="json", exclude={"workers", "max_failed_share"})
         files = {str(path): sha256_file(path) for path in self.preprocess.option_files()}
-        return sha256_text(canonical_json([list(self.channels), preprocess, list(self.mask_labels), files]))
+        return sha256_text(canonical_json([_VERSION, list(self.channels), preprocess, list(self.mask_labels), files]))
 
 
 def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
@@ -94,7 +96,7 @@ def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
         tumour_px = mask.sum(axis=(1, 2), dtype=np.int64).tolist()
     brain_px = (slices != 0).any(axis=1).sum(axis=(1, 2), dtype=np.int64).tolist()
     write_contact_sheet(folder / SHEET_FILE, case.case_id, read, prepared)
-    _write_grids(folder, case, scans, recipe)
+    _write_grids(folder, case, scans, read)
     write_json(
         folder / CASE_FILE,
         {
@@ -206,26 +208,29 @@ def _gather(case: Case, scans: dict[str, Volume], recipe: Recipe, *, joined: boo
                 others[name] = scan.affine
         else:
             check_same_grid(case.images[name], scan.data.shape, scan.affine, **grid)
-    mask, mask_on = None, None
-    if case.mask is not None:
+    mask: MaskVolume | None = None
+    mask_on: str | None = None
+    if case.mask is not None and joined:
+        mask, mask_on = _drawn_mask(case, case.mask, scans, recipe)
+    elif case.mask is not None:
         found = read_mask(case.mask, recipe.mask_labels)
-        mask = found.data
-        if joined:
-            mask_on = _drawn_on(case, found, scans, recipe)
-        else:
-            check_same_grid(case.mask, found.data.shape, found.affine, **grid)
+        mask, affine = turn_onto(found.data, found.affine, first.affine)
+        check_same_grid(case.mask, mask.shape, affine, **grid)
     images = {name: scan.data for name, scan in scans.items()}
     return CaseVolumes(images, mask, first.affine, others, None if mask_on == reference else mask_on)
 
 
-def _drawn_on(case: Case, mask: MaskImage, scans: dict[str, Volume], recipe: Recipe) -> str:
+def _drawn_mask(case: Case, path: Path, scans: dict[str, Volume], recipe: Recipe) -> tuple[MaskVolume, str]:
+    """Return the mask, its axes as those of the scan it was drawn on, and the name of that scan."""
+    found = read_mask(path, recipe.mask_labels)
     wanted = recipe.preprocess.mask_sequence
     candidates = [wanted] if wanted in scans else list(scans)
     for name in candidates:
-        if same_grid(mask.data.shape, mask.affine, scans[name].data.shape, scans[name].affine):
-            return str(name)
+        mask, affine = turn_onto(found.data, found.affine, scans[name].affine)
+        if same_grid(mask.shape, affine, scans[name].data.shape, scans[name].affine):
+            return mask, str(name)
     raise ImageError(
-        f"{case.mask}: the mask lies on the grid of none of {', '.join(map(str, candidates))} in the same case; give "
+        f"{path}: the mask lies on the grid of none of {', '.join(map(str, candidates))} in the same case; give "
         "the mask on the grid of the scan it was drawn on, and its name in preprocess.mask_sequence"
     )
 
@@ -268,13 +273,13 @@ def _training_slices(brain_px: Sequence[int], tumour_px: Sequence[int], config: 
     return [index for index, pixels in enumerate(area) if pixels >= least]
 
 
-def _write_grids(folder: Path, case: Case, scans: Mapping[str, Volume], recipe: Recipe) -> None:
+def _write_grids(folder: Path, case: Case, scans: Mapping[str, Volume], read: CaseVolumes) -> None:
     # Empty masks hold the scans' grids with all codes, and a copy holds the expert mask. The run then needs the scans
     # no more, can be moved, and names none of their paths, in which patients are apt to stand.
     for name, scan in scans.items():
         write_mask(grid_file(folder, name), np.zeros(scan.data.shape, dtype=np.uint8), like=case.images[name])
-    if case.mask is not None:
-        write_mask(folder / NATIVE_MASK_FILE, read_mask(case.mask, recipe.mask_labels).data, like=case.mask)
+    if read.mask is not None:
+        write_mask(folder / NATIVE_MASK_FILE, read.mask, like=case.images[read.mask_on or read.reference])
 
 
 def _fingerprints(case: Case) -> dict[str, str]:
@@ -282,9 +287,7 @@ def _fingerprints(case: Case) -> dict[str, str]:
     files: Sequence[tuple[str, Path | None]] = [*sorted(case.images.items()), ("mask", case.mask)]
     stats = [(name, path, path.stat()) for name, path in files if path is not None and path.is_file()]
     # In one digest: of a path alone it could be tried out who the patient is, and a size and a time tell a file apart.
-    return {
-        name: sha256_text(canonical_json([str(path), stat.st_size, stat.st_mtime_ns])) for name, path, stat in stats
-    }
+    return {name: case.digest([str(path), stat.st_size, stat.st_mtime_ns]) for name, path, stat in stats}
 
 
 def _write_array(path: Path, array: npt.NDArray[Any]) -> None:

@@ -6,6 +6,9 @@ of it is plain linear algebra in double precision on one thread, so the result i
 
 from __future__ import annotations
 
+from typing import Any
+
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
@@ -75,6 +78,36 @@ def same_grid(
     if tuple(shape) != tuple(other_shape):
         return False
     return corner_shift_mm(shape, affine, other_affine) <= voxels * float(spacing_mm(affine).min())
+
+
+def turn_onto(data: npt.NDArray[Any], affine: Affine, target: Affine) -> tuple[npt.NDArray[Any], Affine]:
+    """Swap and flip the axes of a volume so that they run like those of another grid; no voxel moves in space.
+
+    Programs store one and the same volume with different axes: a converter from DICOM flips the rows, for example.
+
+    Args:
+        data: (X, Y, Z).
+        affine: Its grid.
+        target: Affine of the grid whose axes are wanted.
+
+    Returns:
+        The volume, and its affine.
+    """
+    turn = _turn(affine, target)
+    turned: Affine = affine @ nib.orientations.inv_ornt_aff(turn, data.shape)
+    return np.ascontiguousarray(nib.orientations.apply_orientation(data, turn)), turned
+
+
+def turned_grid(shape: tuple[int, ...], affine: Affine, target: Affine) -> tuple[tuple[int, ...], Affine]:
+    """Return shape and affine of what `turn_onto` makes of a volume, without the volume."""
+    turn = _turn(affine, target)
+    sides = [shape[int(old)] for old in np.argsort(turn[:, 0])]
+    return tuple(sides), affine @ nib.orientations.inv_ornt_aff(turn, shape)
+
+
+def _turn(affine: Affine, target: Affine) -> npt.NDArray[Any]:
+    turn: npt.NDArray[Any] = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.io_orientation(target))
+    return turn
 
 
 def corner_shift_mm(shape: tuple[int, ...], affine: Affine, other_affine: Affine) -> float:

@@ -15,7 +15,7 @@ from glioma_nas.case_preparation import Recipe, prepare_case
 from glioma_nas.cohort import Case
 from glioma_nas.config import PreprocessConfig
 from glioma_nas.errors import CohortError, ConfigError, ImageError
-from glioma_nas.grids import resample_to_grid, rotation_about, voxel_map
+from glioma_nas.grids import resample_to_grid, rotation_about, turn_onto, turned_grid, voxel_map
 from glioma_nas.images import Affine
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.testing.phantoms import write_nifti
@@ -87,6 +87,42 @@ def test_landmark_returns_to_the_same_voxel_of_both_scans(first, second) -> None
             assert np.linalg.norm(off) <= max(case.spacing_mm) / 2 + 1e-6
 
 
+voxels_mm = st.tuples(st.sampled_from([0.8, 1.0, 1.7]), st.sampled_from([None, 1.5, 4.0]))
+
+
+@settings(max_examples=12, deadline=None)
+@given(grids, grids, voxels_mm, st.sampled_from([64, 96, 160]))
+def test_landmark_returns_to_the_same_voxel_through_resampling_and_resizing(first, second, voxel_mm, size_px) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images, voxels = {}, {}
+        for sequence, (affine, shape) in (("t1ce", first), ("flair", second)):
+            image, _, voxels[sequence] = head_with_landmark(affine, shape)
+            images[sequence] = write_nifti(folder / f"{sequence}.nii.gz", image, affine)
+        config = PreprocessConfig(
+            steps=("orient", "same_grid", "resample", "zscore", "crop_pad", "resize"),
+            step_options={"resample": {"spacing_mm": voxel_mm[0], "slice_mm": voxel_mm[1]}},
+            crop_size_px=128,
+            image_size_px=size_px,
+        )
+        prepare_case(Case("A", "A", images), folder / "out", Recipe(("t1ce", "flair"), config, (1,)))
+        case = PreparedCase.load(folder / "out")
+        # A smooth spot on the slices, where their affine says that the landmark is; wider than any voxel, so that its
+        # centre is not lost between slices.
+        width, height, depth = case_shape(case)
+        places = np.indices((width, height, depth)).reshape(3, -1)
+        world = (case.affine @ np.vstack([places, np.ones(places.shape[1])]))[:3]
+        spot = np.exp(-0.5 * ((world - LANDMARK_MM[:3, None]) ** 2).sum(axis=0) / 5.0**2)
+        volume = spot.reshape(width, height, depth)
+        slices = np.ascontiguousarray(volume[::-1, ::-1].transpose(2, 1, 0)).astype(np.float32)
+        for sequence, (_, shape) in (("t1ce", first), ("flair", second)):
+            back = case.to_native(slices, sequence)
+            assert back.shape == shape
+            weights = np.where(back > 0.1, back, 0)
+            centre = [float((np.indices(shape)[axis] * weights).sum() / weights.sum()) for axis in range(3)]
+            assert tuple(round(place) for place in centre) == voxels[sequence]
+
+
 def case_shape(case: PreparedCase) -> tuple[int, int, int]:
     z, _, height, width = case.images().shape
     return width, height, z
@@ -113,6 +149,42 @@ def test_mask_on_the_reference_returns_voxel_by_voxel(tmp_path: Path, codes: str
     # The affine of the slices says the same as undoing the steps does.
     volume = np.ascontiguousarray(prepared.transpose(2, 1, 0)[::-1, ::-1]).astype(np.float32)
     np.testing.assert_array_equal(resample_to_grid(volume, case.affine, affine, shape), mask)
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("joined", [True, False])
+def test_mask_whose_axes_are_stored_otherwise_is_turned_to_its_scan(tmp_path: Path, codes: str, joined: bool) -> None:
+    affine, shape = grid("LPS", (1.5, 2.0, 3.0), (12.0, -9.0, 20.0))
+    image, mask, _ = head_with_landmark(affine, shape)
+    path = write_nifti(tmp_path / "t1ce.nii.gz", image, affine)
+    stored = nib.Nifti1Image(mask, affine)
+    start, end = nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes))
+    stored = stored.as_reoriented(nib.orientations.ornt_transform(start, end))
+    mask_path = write_nifti(tmp_path / "mask.nii.gz", np.asarray(stored.dataobj), stored.affine)
+    steps = ("orient", "same_grid", "zscore", "crop_pad", "resize")
+    config = PreprocessConfig(steps=steps if joined else steps[:1] + steps[2:], crop_size_px=96, image_size_px=96)
+    prepare_case(Case("A", "A", {"t1ce": path}, mask_path), tmp_path / "out", Recipe(("t1ce",), config, (1,)))
+    case = PreparedCase.load(tmp_path / "out")
+    np.testing.assert_array_equal(case.native_mask(), mask)
+    prepared = case.mask()
+    assert prepared is not None
+    np.testing.assert_array_equal(case.to_native(prepared.astype(np.float32)), mask)
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_turned_volume_has_every_voxel_where_it_was(codes: str) -> None:
+    affine, _ = grid("LPS", (1.5, 2.0, 3.0), (12.0, -9.0, 20.0))
+    target, _ = grid(codes, (1.0, 1.0, 1.0), (3.0, 4.0, -5.0))
+    data = np.random.default_rng(0).normal(size=(4, 5, 6))
+    turned, placed = turn_onto(data, affine, target)
+    assert nib.aff2axcodes(placed) == tuple(codes)
+    shape, same = turned_grid(data.shape, affine, target)
+    assert shape == turned.shape
+    np.testing.assert_array_equal(placed, same)
+    for voxel in ((0, 0, 0), (3, 1, 2), (2, 4, 5)):
+        there = np.rint(np.linalg.inv(placed) @ affine @ [*voxel, 1])[:3].astype(int)
+        np.testing.assert_allclose(placed @ [*there, 1], affine @ [*voxel, 1], atol=1e-9)
+        assert turned[tuple(there)] == data[voxel]
 
 
 def test_whole_voxel_maps_are_copies() -> None:

@@ -98,6 +98,29 @@ def test_resize_keeps_positions_in_space() -> None:
     np.testing.assert_allclose(after.images["t1"][1:-1, 8, 0], places[0, 1:-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("size_px", [32, 48, 80, 128])
+@pytest.mark.parametrize("name", ["resize", "resample"])
+def test_resampling_neither_blends_the_brain_with_its_background_nor_changes_its_size(name: str, size_px: int) -> None:
+    places = np.indices((64, 64, 4)) - 31.5
+    brain = np.hypot(places[0], places[1]) < 25
+    image = np.where(brain, 7.0, 0.0)
+    config = PreprocessConfig(image_size_px=size_px)
+    step = preprocess_steps.get(name)(**({"spacing_mm": 64 / size_px} if name == "resample" else {}))
+    after, _ = step.apply(volumes(image), config)
+    found = after.images["t1"]
+    assert found.shape[:2] == (size_px, size_px)
+    np.testing.assert_allclose(found[found != 0], 7.0, rtol=1e-5)
+    # The disc's area in old pixels; a rim of one pixel all round would add 8 % at 64 pixels.
+    assert (found != 0).sum() * (64 / size_px) ** 2 == pytest.approx(brain.sum(), rel=0.02)
+
+
+def test_brightness_that_averages_to_zero_inside_the_brain_is_no_background() -> None:
+    image = np.zeros((64, 64, 1))
+    image[8:56, 8:56] = np.where(np.arange(48) % 2, 1.0, -1.0)[:, None, None]
+    after, _ = preprocess_steps.get("resize")().apply(volumes(image), PreprocessConfig(image_size_px=32))
+    assert (after.images["t1"] != 0).sum() == 24 * 24
+
+
 def test_resize_keeps_a_mask_pixel_of_at_least_half() -> None:
     mask = np.zeros((64, 64, 1), dtype=np.uint8)
     mask[0, 0], mask[1, 0] = 1, 1  # half of the new pixel (0, 0)

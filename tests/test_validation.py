@@ -188,6 +188,20 @@ def test_scans_on_several_grids_are_an_error_unless_a_step_joins_them(
     assert [(item.severity, item.column) for item in found] == [(severity, "flair")]
 
 
+def test_mask_whose_axes_are_stored_otherwise_lies_on_its_scan(sound: Path, tmp_path: Path) -> None:
+    sheet = copy_of(sound, tmp_path)
+    path = tmp_path / "P001" / "mask.nii.gz"
+    data, affine = load(path)
+    flip = spacing(-1, 1, 1)
+    flip[0, 3] = data.shape[0] - 1
+    write_nifti(path, data[::-1], affine @ flip)
+    assert check(sheet).n_errors == 0
+    assert not [item for item in check(sheet).findings if item.code == "mask-outside"]
+    # The same voxels with a header that puts them elsewhere.
+    write_nifti(path, np.roll(data, 40, axis=0)[::-1], affine @ flip)
+    assert [item.severity for item in check(sheet).findings if item.code == "mask-outside"] == ["warning"]
+
+
 def test_mixed_orientations_are_told(sound: Path, tmp_path: Path) -> None:
     sheet = copy_of(sound, tmp_path)
     for path in (tmp_path / "P002").glob("*.nii.gz"):

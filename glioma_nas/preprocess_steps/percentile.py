@@ -12,7 +12,8 @@ from glioma_nas.errors import ConfigError, ImageError
 from glioma_nas.images import FloatVolume
 from glioma_nas.registry import preprocess_steps
 
-_NEARLY_ZERO = np.float32(1e-4)
+NEARLY_ZERO = np.float32(1e-4)
+"""Stands for 0 inside the brain, because exactly 0 means background everywhere else."""
 
 
 @preprocess_steps.register("percentile")
@@ -56,5 +57,5 @@ class Percentile(IntensityStep):
 def inside(data: FloatVolume, brain: np.ndarray, values: np.ndarray) -> FloatVolume:
     """Return zeros with ``values`` in the brain, none of them exactly 0: that means background everywhere else."""
     filled = np.zeros_like(data)
-    filled[brain] = np.where(values == 0, _NEARLY_ZERO, values)
+    filled[brain] = np.where(values == 0, NEARLY_ZERO, values)
     return filled

@@ -13,7 +13,7 @@ from glioma_nas.config import PreprocessConfig
 from glioma_nas.errors import ConfigError
 from glioma_nas.grids import spacing_mm
 from glioma_nas.images import FloatVolume
-from glioma_nas.preprocess_steps.resize import Kernel
+from glioma_nas.preprocess_steps.resize import Kernel, inside_only
 from glioma_nas.preprocess_steps.resize import resample as resample_in_plane
 from glioma_nas.registry import preprocess_steps
 
@@ -22,9 +22,8 @@ from glioma_nas.registry import preprocess_steps
 class Resample(PreprocessStep):
     """Resample to a voxel size: in-plane always, across slices only when asked, because thick slices hold no more.
 
-    Images are interpolated linearly without aliasing. Their background stays 0: a voxel is brain where at least half of
-    it is, and its brightness is the brain's alone, so that a stripped brain neither grows nor darkens at its rim.
-    Masks are set where at least half of a voxel is tumour.
+    Images are interpolated linearly without aliasing; background stays 0 and the brain keeps its size, see
+    `glioma_nas.preprocess_steps.resize.inside_only`. Masks are set where at least half of a voxel is tumour.
 
     Args:
         spacing_mm: Side of a pixel.
@@ -52,23 +51,16 @@ class Resample(PreprocessStep):
         mask = volumes.mask
         if mask is not None:
             mask = (_resample(mask.astype(np.float32), size, "area") >= 0.5).astype(np.uint8)
-        images = {name: _resample_inside(data, size) for name, data in volumes.images.items()}
+        images = {
+            name: inside_only(data, lambda part: _resample(part, size, "linear"))
+            for name, data in volumes.images.items()
+        }
         return replace(volumes, images=images, mask=mask, affine=volumes.affine @ to_old), {"shape": shape.tolist()}
 
     def revert(self, probability: FloatVolume, record: Mapping[str, Any]) -> FloatVolume:
         """See `PreprocessStep.revert`."""
         first, second, third = record["shape"]
         return np.clip(_resample(probability, (first, second, third), "linear"), 0.0, 1.0)
-
-
-def _resample_inside(data: FloatVolume, size: tuple[int, int, int]) -> FloatVolume:
-    inside = data != 0
-    resampled = _resample(data, size, "linear")
-    if inside.all():
-        return resampled
-    share = _resample(inside.astype(np.float32), size, "linear")
-    whole: FloatVolume = np.divide(resampled, share, out=np.zeros_like(resampled), where=share >= 0.5)
-    return whole
 
 
 def _resample(data: FloatVolume, size: tuple[int, int, int], kernel: Kernel) -> FloatVolume:

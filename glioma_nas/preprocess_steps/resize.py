@@ -6,7 +6,7 @@ same bits whatever the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from scipy import sparse
 from glioma_nas.case_volumes import CaseVolumes, PreprocessStep
 from glioma_nas.config import PreprocessConfig
 from glioma_nas.images import FloatVolume
+from glioma_nas.preprocess_steps.percentile import NEARLY_ZERO
 from glioma_nas.registry import preprocess_steps
 
 Kernel = Literal["linear", "area"]
@@ -25,7 +26,10 @@ Kernel = Literal["linear", "area"]
 
 @preprocess_steps.register("resize")
 class Resize(PreprocessStep):
-    """Resample in-plane to ``image_size_px``: images anti-aliased and linear, masks where at least half is tumour."""
+    """Resample in-plane to ``image_size_px``: images anti-aliased and linear, masks where at least half is tumour.
+
+    Background stays 0 and the brain keeps its size, see `inside_only`.
+    """
 
     def apply(self, volumes: CaseVolumes, config: PreprocessConfig) -> tuple[CaseVolumes, dict[str, Any]]:
         """See `PreprocessStep.apply`."""
@@ -39,13 +43,38 @@ class Resize(PreprocessStep):
         mask = volumes.mask
         if mask is not None:
             mask = (resample(mask.astype(np.float32), size, "area") >= 0.5).astype(np.uint8)
-        images = {name: resample(data, size, "linear") for name, data in volumes.images.items()}
+        images = {
+            name: inside_only(data, lambda part: resample(part, size, "linear"))
+            for name, data in volumes.images.items()
+        }
         return replace(volumes, images=images, mask=mask, affine=volumes.affine @ to_old), {"shape": list(shape)}
 
     def revert(self, probability: FloatVolume, record: Mapping[str, Any]) -> FloatVolume:
         """See `PreprocessStep.revert`."""
         shape = record["shape"]
         return np.clip(resample(probability, (shape[0], shape[1]), "linear"), 0.0, 1.0)
+
+
+def inside_only(data: FloatVolume, resampled: Callable[[FloatVolume], FloatVolume]) -> FloatVolume:
+    """Resample a scan whose background is 0 without blending the two.
+
+    A voxel is brain where at least half of it is, and its brightness is that of its brain alone. Blended, the brain
+    would grow by a rim of voxels whose brightness lies between its own and 0, which after normalisation is not dark
+    but the mean of the brain.
+
+    Args:
+        data: (X, Y, Z) float32, background 0.
+        resampled: Any linear resampling whose weights add up to 1.
+    """
+    inside = data != 0
+    if inside.all():
+        return resampled(data)
+    share = resampled(inside.astype(np.float32))
+    # Half of a voxel is half of it also where sums of weights miss it in the last digit.
+    brain = share >= np.float32(0.5 - 1e-5)
+    whole: FloatVolume = np.divide(resampled(data), share, out=np.zeros_like(share), where=brain)
+    whole[brain & (whole == 0)] = NEARLY_ZERO
+    return whole
 
 
 def resample(data: FloatVolume, size: tuple[int, int], kernel: Kernel) -> FloatVolume:

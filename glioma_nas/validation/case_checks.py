@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
+import nibabel as nib
 import numpy as np
 
 from glioma_nas.cohort import Case
+from glioma_nas.grids import turn_onto, turned_grid
 from glioma_nas.validation.file_checks import FileCheck, Voxels
 from glioma_nas.validation.findings import CaseReport, FileFacts, Finding, Severity
 
@@ -53,8 +55,8 @@ def check_case(task: CaseTask) -> CaseReport:
         facts.append(check.facts)
         findings += check.findings
         told = any(item.code == "mask-outside" for item in findings)  # one scan is enough to say it
-        if not told and mask is not None and check.data is not None and mask.shape == check.data.shape and mask.any():
-            outside = float(np.count_nonzero(check.data[mask] == 0)) / int(np.count_nonzero(mask))
+        if not told and mask is not None and check.data is not None and mask.any():
+            outside = _share_outside(mask, facts[0], check.data, check.facts)
             if outside > _OUTSIDE_SHARE:
                 findings.append(
                     Finding(
@@ -102,6 +104,16 @@ def _tumour_size(case: Case, facts: FileFacts, mask: Voxels | None) -> list[Find
     return [Finding("warning", "mask-size", text, "look at the mask: specks, or background?", case.case_id, "mask")]
 
 
+def _share_outside(mask: Voxels, mask_facts: FileFacts, scan: Voxels, scan_facts: FileFacts) -> float:
+    """Return the share of a mask that lies where a scan is 0; 0 where they are not on one grid."""
+    if not (mask_facts.affine and scan_facts.affine):
+        return 0.0
+    turned, _ = turn_onto(mask, np.array(mask_facts.affine), np.array(scan_facts.affine))
+    if turned.shape != scan.shape:
+        return 0.0
+    return float(np.count_nonzero(scan[turned] == 0)) / int(np.count_nonzero(turned))
+
+
 def _grids(task: CaseTask, facts: list[FileFacts]) -> list[Finding]:
     placed = [item for item in facts if item.affine and item.voxel_hash]
     scans = [item for item in placed if item.column != "mask"]
@@ -109,7 +121,8 @@ def _grids(task: CaseTask, facts: list[FileFacts]) -> list[Finding]:
     if not scans:
         return []
     findings = []
-    if masks and all(_apart(masks[0], scan) for scan in scans):
+    # Axes may be stored in another order or direction: a mask is turned to the scan it was drawn on.
+    if masks and all(_apart(_turned(masks[0], scan), scan) for scan in scans):
         findings.append(
             Finding(
                 "error",
@@ -135,6 +148,17 @@ def _grids(task: CaseTask, facts: list[FileFacts]) -> list[Finding]:
                 )
             )
     return findings
+
+
+def _turned(facts: FileFacts, other: FileFacts) -> FileFacts:
+    """Return the facts of a file as they would be with its axes stored like another one's."""
+    shape, affine = turned_grid(facts.shape, np.array(facts.affine), np.array(other.affine))
+    return replace(
+        facts,
+        shape=shape,
+        affine=tuple(tuple(row) for row in affine.tolist()),
+        orientation="".join(nib.aff2axcodes(affine)),
+    )
 
 
 def _apart(one: FileFacts, other: FileFacts) -> str:
