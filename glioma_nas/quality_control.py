@@ -37,9 +37,10 @@ def measure(read: CaseVolumes, prepared: CaseVolumes, records: Mapping[str, Mapp
 
     Returns:
         Plain JSON: ``brain_ml``, ``tumour_ml`` (None without a mask), ``tumour_outside_brain`` and ``border`` (shares),
-        ``tumour_voxels_cut``, and for each sequence ``intensity_p95`` (95th percentile of the non-zero voxels as read,
-        in the scanner's units), ``overlap`` (Dice of its non-zero voxels with the reference's, or of both heads as the
-        registration left them) and, where it was registered, ``overlap_before``, ``shift_mm`` of the head's centre,
+        ``tumour_voxels_cut``, ``brain_doubt`` (why the outline of the brain is doubtful, or None), and for each
+        sequence ``intensity_p95`` (95th percentile of the non-zero voxels as read, in the scanner's units), ``overlap``
+        (Dice of its non-zero voxels with the reference's, or of both heads as the registration left them) and, where it
+        was registered, ``overlap_before``, ``shift_mm`` of the head's centre,
         ``rotation_degrees``, ``information_before`` and ``information`` (nats), and ``improved``, whether the
         registration was used.
     """
@@ -51,6 +52,7 @@ def measure(read: CaseVolumes, prepared: CaseVolumes, records: Mapping[str, Mapp
         "tumour_outside_brain": None,
         "tumour_voxels_cut": sum(int(record.get("tumour_voxels_cut", 0)) for record in records.values()),
         "border": round(_border_share(brain), 5),
+        "brain_doubt": next((record["doubt"] for record in records.values() if record.get("doubt")), None),
         "sequences": {},
     }
     if prepared.mask is not None:
@@ -111,7 +113,8 @@ def modified_z(values: Mapping[str, float]) -> dict[str, float]:
 
 def row(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten a case's figures to one row of a table: ``flair_overlap`` and so on."""
-    flat = {key: value for key, value in figures.items() if key != "sequences"}
+    # A doubt is no figure; it stands among the flags.
+    flat = {key: value for key, value in figures.items() if key not in ("sequences", "brain_doubt")}
     for name, own in figures.get("sequences", {}).items():
         flat.update({f"{name}_{key}": value for key, value in own.items()})
     return flat
@@ -121,6 +124,8 @@ def _own_flags(figures: Mapping[str, Any]) -> list[str]:
     found = []
     if not BRAIN_ML[0] <= figures["brain_ml"] <= BRAIN_ML[1]:
         found.append(f"brain {figures['brain_ml']:.0f} ml, expected {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f}")
+    if figures.get("brain_doubt"):
+        found.append(figures["brain_doubt"])
     if figures["border"] > MAX_BORDER_SHARE:
         found.append(f"brain reaches the border of the slices ({figures['border']:.1%} of its voxels)")
     if figures["tumour_voxels_cut"]:

@@ -44,6 +44,8 @@ def test_figures_are_volumes_shares_and_overlaps() -> None:
     assert found["tumour_outside_brain"] == 0
     assert found["tumour_voxels_cut"] == 3
     assert found["sequences"]["t1ce"] == {"overlap": 1, "intensity_p95": 5.0}
+    assert found["brain_doubt"] is None
+    assert measure(volumes(), volumes(), {"strip": {"doubt": "why"}})["brain_doubt"] == "why"
     assert found["sequences"]["flair"]["overlap"] == pytest.approx(0.8)
     outside = measure(volumes(), volumes(tumour_at=28), {})
     assert outside["tumour_outside_brain"] == 0.5
@@ -53,6 +55,10 @@ def test_figures_are_volumes_shares_and_overlaps() -> None:
     ("change", "flag"),
     [
         ({"brain_ml": 400.0}, "brain 400 ml, expected 800 to 2000"),
+        (
+            {"brain_doubt": "brain found in t1, where this step is less sure than in t1ce"},
+            "brain found in t1, where this step is less sure than in t1ce",
+        ),
         ({"border": 0.02}, "brain reaches the border of the slices (2.0% of its voxels)"),
         ({"tumour_voxels_cut": 7}, "7 tumour voxels lie outside the slices"),
         ({"tumour_ml": 0.0}, "mask is empty"),

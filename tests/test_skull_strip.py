@@ -127,13 +127,35 @@ def test_everything_outside_the_brain_becomes_zero_in_every_sequence() -> None:
         assert not data[:, :, 30:].any()
         assert data[:, :, :30].all()
     # 70·80·30 voxels of 8 mm³.
-    assert record == {"sequence": "t1", "brain_ml": 1344.0}
+    assert record == {"sequence": "t1", "brain_ml": 1344.0, "doubt": None}
 
 
 def test_brain_is_found_in_the_sequence_asked_for() -> None:
     assert LowerHalf(sequence="flair").apply(volumes(), PreprocessConfig())[1]["sequence"] == "flair"
     with pytest.raises(ImageError, match="sequence 't2', in which the brain is to be found, is missing"):
         LowerHalf(sequence="t2").apply(volumes(), PreprocessConfig())
+
+
+@pytest.mark.parametrize(
+    ("sure_in", "sequence", "doubt"),
+    [
+        (("t1ce",), "t1", "brain found in t1, where this step is less sure than in t1ce"),
+        (("t1", "t1ce"), "flair", "brain found in flair, where this step is less sure than in t1 or t1ce"),
+        (("t1", "t1ce"), "t1", None),
+        (None, "flair", None),
+    ],
+)
+def test_doubtful_outline_is_told(sure_in: tuple[str, ...] | None, sequence: str, doubt: str | None) -> None:
+    class Unsure(LowerHalf):
+        pass
+
+    Unsure.sure_in = sure_in
+    assert Unsure(sequence=sequence).apply(volumes(), PreprocessConfig())[1]["doubt"] == doubt
+
+
+def test_template_is_sure_of_t1_with_contrast_alone_and_programs_of_any_sequence() -> None:
+    expected = {"strip_template": ("t1ce",), "strip_deepbet": ("t1", "t1ce"), "strip_hd_bet": None}
+    assert {name: preprocess_steps.get(name).sure_in for name in expected} == expected
 
 
 def test_brain_is_found_in_the_reference_which_alone_is_not_interpolated() -> None:
@@ -165,44 +187,125 @@ def test_stripped_scans_are_recognised() -> None:
     assert record["background"] == {"flair": 0.5, "t1": 0.5}
 
 
-@pytest.mark.parametrize("name", ["strip_hd_bet", "strip_synthstrip"])
+def weights_of(name: str, folder: Path) -> Path:
+    """Put files where the weights of a program would lie, and return the path that names them."""
+    if name == "strip_synthstrip":
+        (folder / "w.pt").write_bytes(b"weights")
+        return folder / "w.pt"
+    checkpoint = folder / "hd-bet_params" / "release_2.0.0" / "fold_all" / "checkpoint_final.pth"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    return folder / "hd-bet_params"
+
+
+PROGRAMS = {"strip_hd_bet": "hd-bet", "strip_synthstrip": "mri_synthstrip"}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_adapters_say_what_is_missing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = preprocess_steps.get(name)
     with pytest.raises(
         ConfigError, match=rf"'{name}' needs preprocess.step_options.{name}.weights: nothing is download"
     ):
         step().check()
-    with pytest.raises(ConfigError, match=r"w\.pt: no such file or folder; fetch the weights once \(https://"):
-        step(weights=str(tmp_path / "w.pt")).check()
-    weights = tmp_path / "hd-bet_params"
-    weights.mkdir()
+    with pytest.raises(ConfigError, match=r"gone\.pt: no such file or folder; fetch the weights once \(https://"):
+        step(weights=str(tmp_path / "gone.pt")).check()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BackendError, match=r"needs the program '(hd-bet|mri_synthstrip)', which is not on the PATH"):
+    with pytest.raises(BackendError, match=rf"needs the program '{PROGRAMS[name]}', which is not on the PATH"):
+        step(weights=str(weights_of(name, tmp_path))).check()
+
+
+def test_hd_bet_is_not_started_where_it_would_download_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program(tmp_path, "strip_hd_bet", "")
+    step = preprocess_steps.get("strip_hd_bet")
+    weights = weights_of("strip_hd_bet", tmp_path)
+    step(weights=str(weights)).check()
+    with pytest.raises(ConfigError, match="the folder must be called 'hd-bet_params', as HD-BET names it"):
+        step(weights=str(weights / "release_2.0.0")).check()
+    (weights / "release_2.0.0" / "fold_all" / "checkpoint_final.pth").unlink()
+    with pytest.raises(ConfigError, match=r"holds no release_2\.0\.0/fold_all/.*, so HD-BET would download it"):
         step(weights=str(weights)).check()
 
 
-def program(folder: Path, body: str) -> None:
-    path = folder / "mri_synthstrip"
-    path.write_text(f"#!{sys.executable}\nimport sys\n{body}")
+def program(folder: Path, name: str, body: str) -> None:
+    """Put a program on the PATH that stands in for the one an adapter runs; ``body`` may use ``arguments``, a list."""
+    path = folder / PROGRAMS[name]
+    path.write_text(
+        f"#!{sys.executable}\nimport os, sys, time\nfrom pathlib import Path\narguments = sys.argv[1:]\n{body}"
+    )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_adapter_runs_the_program_and_reads_its_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "w.pt").write_bytes(b"weights")
+# Each takes exactly the arguments that the real program's help lists, writes its mask where the real one does, and
+# fails when it is called otherwise.
+STAND_INS = {
+    "strip_synthstrip": (
+        "import argparse, nibabel\n"
+        "parser = argparse.ArgumentParser()\n"
+        "for name in ('-i', '-m', '--model'):\n"
+        "    parser.add_argument(name, required=True)\n"
+        "given = parser.parse_args(arguments)\n"
+        "assert Path(given.model).read_bytes() == b'weights'\n"
+        "scan, target = nibabel.load(given.i), given.m\n"
+    ),
+    "strip_hd_bet": (
+        "import argparse, nibabel\n"
+        "parser = argparse.ArgumentParser()\n"
+        "for name in ('-i', '-o'):\n"
+        "    parser.add_argument(name, required=True)\n"
+        "parser.add_argument('-device', choices=['cuda', 'cpu', 'mps'], default='cuda')\n"
+        "for name in ('--disable_tta', '--save_bet_mask', '--no_bet_image', '--verbose'):\n"
+        "    parser.add_argument(name, action='store_true')\n"
+        "given = parser.parse_args(arguments)\n"
+        "assert given.device == 'cpu' and given.disable_tta and given.save_bet_mask and given.no_bet_image\n"
+        "weights = Path.home() / 'hd-bet_params' / 'release_2.0.0' / 'fold_all' / 'checkpoint_final.pth'\n"
+        "assert weights.read_bytes() == b'weights'\n"
+        "assert given.o.endswith('.nii.gz')\n"
+        "scan, target = nibabel.load(given.i), given.o[:-7] + '_bet.nii.gz'\n"
+    ),
+}
+WRITE_MASK = (
+    "mask = (scan.get_fdata() > 75).astype('uint8')\n"
+    "assert os.environ['OMP_NUM_THREADS'] == '1'\n"
+    "nibabel.save(nibabel.Nifti1Image(mask, scan.affine), target)\n"
+)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_adapter_runs_the_program_and_reads_its_mask(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    program(
-        tmp_path,
-        "import nibabel, numpy\n"
-        "arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
-        "assert arguments['--model'].endswith('w.pt')\n"
-        "scan = nibabel.load(arguments['-i'])\n"
-        "mask = (scan.get_fdata() > 75).astype('uint8')\n"
-        "nibabel.save(nibabel.Nifti1Image(mask, scan.affine), arguments['-m'])\n",
-    )
+    program(tmp_path, name, STAND_INS[name] + WRITE_MASK)
     case = volumes()
-    step = preprocess_steps.get("strip_synthstrip")(weights=str(tmp_path / "w.pt"))
-    found = step.brain_mask(case.images["flair"], case.affine)
-    np.testing.assert_array_equal(found, case.images["flair"] > 75)
-    program(tmp_path, "sys.exit('out of luck')")
-    with pytest.raises(BackendError, match=r"'mri_synthstrip' ended with status 1 and no mask \(out of luck\)"):
-        step.brain_mask(case.images["flair"], case.affine)
+    step = preprocess_steps.get(name)(weights=str(weights_of(name, tmp_path)))
+    found, record = step.apply(case, PreprocessConfig())
+    np.testing.assert_array_equal(found.images["flair"] != 0, case.images["t1"] > 75)
+    assert (record["sequence"], record["doubt"]) == ("t1", None)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    ("body", "error", "message"),
+    [
+        ("sys.exit('out of luck')", BackendError, r"ended with status 1 and no mask \(out of luck\); run it by hand"),
+        ("pass", BackendError, r"ended with status 0 and no mask \(\)"),
+        ("STAND_IN; open(target, 'wb').write(b'half')", ImageError, "not a NIfTI file"),
+        ("STAND_IN; MASK * 3", ImageError, "mask holds the unknown label 3; allowed are 0 and 1"),
+        ("STAND_IN; scan.affine[0, 3] += 9; MASK", ImageError, "wrote a mask that lies elsewhere than the scan"),
+        ("STAND_IN; MASK[1:]", ImageError, r"wrote a mask of shape \(69, 80, 60\) for a scan of shape \(70, 80, 60\)"),
+    ],
+)
+def test_adapter_says_what_went_wrong_with_the_program(
+    name: str, body: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    first, _, written = body.removeprefix("STAND_IN; ").rpartition("MASK")
+    code = f"{first}\n{WRITE_MASK.replace('(mask, ', f'(mask{written}, ')}" if "MASK" in body else written
+    program(tmp_path, name, f"{STAND_INS[name] if body.startswith('STAND_IN') else ''}{code}\n")
+    case = volumes()
+    with pytest.raises(error, match=message):
+        preprocess_steps.get(name)(weights=str(weights_of(name, tmp_path))).brain_mask(case.images["t1"], case.affine)

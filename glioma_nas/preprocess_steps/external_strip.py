@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from glioma_nas.errors import BackendError, ConfigError, ImageError
+from glioma_nas.grids import same_grid, turn_onto
 from glioma_nas.images import Affine, FloatVolume, read_mask
 from glioma_nas.preprocess_steps.skull_strip import SkullStrip
 from glioma_nas.registry import preprocess_steps
 
 _MAX_SECONDS = 1800
 _HD_BET_FOLDER = "hd-bet_params"
+_HD_BET_WEIGHTS = "release_2.0.0/fold_all/checkpoint_final.pth"
 
 
 class ExternalStrip(SkullStrip):
@@ -35,6 +37,7 @@ class ExternalStrip(SkullStrip):
     """
 
     works_on = ("t1ce", "t1")
+    sure_in = None
     step: str
     program: str
     where: str
@@ -98,15 +101,20 @@ class ExternalStrip(SkullStrip):
                     f"'{self.program}' ended with status {done.returncode} and no mask ({''.join(last)[:200]}); "
                     "run it by hand on the scan"
                 )
-            mask = read_mask(written, (1,)).data
-        if mask.shape != data.shape:
-            raise ImageError(f"'{self.program}' wrote a mask of shape {mask.shape} for a scan of shape {data.shape}")
-        return mask > 0
+            mask = read_mask(written, (1,))
+        found, place = turn_onto(mask.data, mask.affine, affine)
+        if found.shape != data.shape:
+            raise ImageError(f"'{self.program}' wrote a mask of shape {found.shape} for a scan of shape {data.shape}")
+        if not same_grid(found.shape, place, data.shape, affine):
+            raise ImageError(
+                f"'{self.program}' wrote a mask that lies elsewhere than the scan; run it by hand on the scan"
+            )
+        return np.asarray(found > 0)
 
 
 @preprocess_steps.register("strip_hd_bet")
 class HdBetStrip(ExternalStrip):
-    """Skull stripping by HD-BET (Isensee et al. 2019), installed and given weights by the user."""
+    """Skull stripping by HD-BET 2 (Isensee et al. 2019), installed and given weights by the user."""
 
     step = "strip_hd_bet"
     program = "hd-bet"
@@ -129,12 +137,21 @@ class HdBetStrip(ExternalStrip):
         return [program, *arguments], folder / "out_bet.nii.gz"
 
     def check(self) -> None:
-        """See `PreprocessStep.check`; the weights are a folder that HD-BET finds by its name."""
+        """See `PreprocessStep.check`; the weights are a folder that HD-BET finds by its name.
+
+        A folder without them is refused, because HD-BET would then download them.
+        """
         super().check()
-        if self.weights is not None and self.weights.name != _HD_BET_FOLDER:
+        assert self.weights is not None
+        if self.weights.name != _HD_BET_FOLDER:
             raise ConfigError(
                 f"preprocess.step_options.{self.step}.weights: {self.weights}: the folder must be called "
                 f"'{_HD_BET_FOLDER}', as HD-BET names it"
+            )
+        if not (self.weights / _HD_BET_WEIGHTS).is_file():
+            raise ConfigError(
+                f"preprocess.step_options.{self.step}.weights: {self.weights}: holds no {_HD_BET_WEIGHTS}, so HD-BET "
+                f"would download it; fetch the weights of version 2 once ({self.where}) and unpack them there"
             )
 
     def environment(self) -> dict[str, str]:

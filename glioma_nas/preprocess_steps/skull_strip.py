@@ -29,6 +29,9 @@ class SkullStrip(IntensityStep):
 
     takes_many_grids = False
     works_on: tuple[str, ...] = ("t1", "t1ce")
+    sure_in: tuple[str, ...] | None = ("t1", "t1ce")
+    """Sequences in which the step was shown to find brains; None for any. In another one its outline is doubtful, which
+    the quality control then says."""
 
     def __init__(self, *, sequence: str | None = None) -> None:
         self.sequence = sequence
@@ -41,7 +44,7 @@ class SkullStrip(IntensityStep):
         """
 
     def apply(self, volumes: CaseVolumes, config: PreprocessConfig) -> tuple[CaseVolumes, dict[str, Any]]:
-        """See `PreprocessStep.apply`; the record says in which sequence the brain was found, and its volume.
+        """See `PreprocessStep.apply`; the record says in which sequence the brain was found, its volume, and any doubt.
 
         Raises:
             ImageError: The mask is no brain: see `BRAIN_ML`.
@@ -60,7 +63,10 @@ class SkullStrip(IntensityStep):
             if not stripped.any():
                 raise ImageError(f"sequence '{sequence}': nothing is left inside the brain; do the sequences overlap?")
             images[sequence] = stripped
-        return volumes.with_images(images), {"sequence": name, "brain_ml": round(volume_ml, 2)}
+        record = {"sequence": name, "brain_ml": round(volume_ml, 2), "doubt": None}
+        if self.sure_in is not None and name not in self.sure_in:
+            record["doubt"] = f"brain found in {name}, where this step is less sure than in {' or '.join(self.sure_in)}"
+        return volumes.with_images(images), record
 
     def _sequence(self, volumes: CaseVolumes) -> str:
         if self.sequence is not None:

@@ -31,9 +31,11 @@ class TemplateStrip(SkullStrip):
     The template is the one nilearn ships (ICBM 2009a, symmetric; Fonov et al. 2011,
     https://doi.org/10.1016/j.neuroimage.2010.07.033). Its outline is corrected to what is about as bright as the middle
     of the brain: of that, everything joined to the brain by more than a thin neck stays, sulci are closed and holes
-    filled. Made for T1-weighted scans, with or without contrast. A dark tumour on the surface can be notched: look at
-    the contact sheets.
+    filled. Made for T1-weighted scans; without contrast it is less sure, and the quality control flags the case. A dark
+    tumour on the surface can be notched: look at the contact sheets.
     """
+
+    sure_in = ("t1ce",)
 
     def brain_mask(self, data: FloatVolume, affine: Affine) -> npt.NDArray[np.bool_]:
         """See `SkullStrip.brain_mask`.
