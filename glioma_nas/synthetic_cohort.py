@@ -40,8 +40,8 @@ Difficulty = Literal["easy", "standard", "hard"]
 DIFFICULTIES: dict[Difficulty, tuple[float, float]] = {"easy": (0.5, 0.0), "standard": (1.0, 0.0), "hard": (2.0, 0.35)}
 """Factor on noise, and share of patients whose tumour looks like some other patient's."""
 
-_VERSION = 2
-"""Raised whenever the same seed gives other voxels than before."""
+_VERSION = 3
+"""Raised whenever the same seed gives other voxels or labels than before."""
 
 _LABELS = ("idh", "codel_1p19q", "mgmt", "atrx", "tertp", "cdkn2a", "chr7_10", "egfr", "h3", "mvp", "necrosis")
 _MIN_SIZE_PX, _MAX_SIZE_PX = 32, 512
@@ -86,7 +86,8 @@ def write_synthetic_cohort(
         n_patients: At least 1.
         seed: Same seed, same bytes.
         format: ``nifti`` (one folder for each patient and ``cohort.csv``), ``bids`` (masks under derivatives, labels in
-            ``participants.tsv``) or ``dicom`` (one folder for each series, NIfTI masks, labels in ``clinical.csv``).
+            ``participants.tsv``) or ``dicom`` (one folder for each series, NIfTI masks, masks and labels in
+            ``clinical.csv``, which is what ``import_dicom`` takes).
         raw: Whole heads as they come from the scanner: not stripped, each sequence on a grid of its own, the head moved
             in between; the mask is on the grid of t1ce, or of flair where that is missing. Otherwise scans are
             registered and stripped.
@@ -234,8 +235,8 @@ def _sheet_text(rows: list[dict[str, str]], form: Format) -> str:
         )
         rows = [{**row, "participant_id": subject_of(row["case_id"])} for row in rows]
     else:
-        # Beside DICOM the sheet is joined by patient to whatever an importer writes elsewhere, so it names no files.
-        files = (*SEQUENCES, "mask") if form == "nifti" else ()
+        # DICOM's sheet is what an import joins by patient: scans it finds by itself, masks it copies from here.
+        files = (*SEQUENCES, "mask") if form == "nifti" else ("mask",)
         writer = csv.DictWriter(
             text, ("case_id", "patient_id", *files, *described), lineterminator="\n", extrasaction="ignore"
         )

@@ -25,6 +25,11 @@ def features() -> np.ndarray:
     return np.array([image_features(draw_scans(patient, SEED, size_px=48)) for patient in PEOPLE])
 
 
+def test_age_tells_idh_as_designed() -> None:
+    ages = np.array([patient.age_years for patient in PEOPLE])
+    assert 0.80 <= auc(ages, WILDTYPE) <= 0.90
+
+
 @pytest.mark.slow
 def test_images_tell_idh_as_designed(features: np.ndarray) -> None:
     scores = cross_validated_scores(features, WILDTYPE, SEED)

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from glioma_nas.synthetic.measurement import auc
+from glioma_nas.synthetic.measurement import auc, auc_within
 from glioma_nas.synthetic.patients import GROUPS, Group, SyntheticPatient, draw_patient
 
 PEOPLE = [draw_patient(number, 0) for number in range(1, 1401)]
@@ -57,12 +57,14 @@ def test_age_and_grade_follow_the_group(name: str, age: int, deviation: int, gra
         assert 100 * share(people, "grade", grade) == pytest.approx(per_cent, abs=6)
 
 
+def age_tells_idh(n_patients: int, seed: int) -> float:
+    people = [draw_patient(number, seed) for number in range(1, n_patients + 1)]
+    return auc(
+        np.array([patient.age_years for patient in people]), np.array([not patient.is_mutant for patient in people])
+    )
+
+
 def test_age_alone_tells_idh_as_designed() -> None:
-    ages = np.array([patient.age_years for patient in PEOPLE])
-    assert 0.80 <= auc(ages, np.array([not patient.is_mutant for patient in PEOPLE])) <= 0.90
-
-
-def test_age_tells_idh_by_design_and_scatters_from_cohort_to_cohort() -> None:
     # P(wildtype is older) of two normal ages, over both kinds of mutants by their shares; cutting ages changes little.
     def older(name: Group) -> float:
         mean, deviation = GROUPS[name].age_years
@@ -71,13 +73,33 @@ def test_age_tells_idh_by_design_and_scatters_from_cohort_to_cohort() -> None:
 
     designed = (3 * older("oligodendroglioma") + 5 * older("astrocytoma")) / 8
     assert designed == pytest.approx(0.865, abs=0.005)
-    areas = []
-    for seed in range(20):
-        people = [draw_patient(number, seed) for number in range(1, 239)]
-        wildtype = np.array([not patient.is_mutant for patient in people])
-        areas.append(auc(np.array([patient.age_years for patient in people]), wildtype))
-    assert np.mean(areas) == pytest.approx(designed, abs=0.01)
-    assert np.std(areas) == pytest.approx(0.025, abs=0.01)
+    assert age_tells_idh(1400, 0) == pytest.approx(designed, abs=0.01)
+
+
+@pytest.mark.parametrize(("n_patients", "deviation"), [(84, 0.02), (238, 0.01)])
+def test_age_tells_idh_as_designed_in_cohorts_of_every_seed(n_patients: int, deviation: float) -> None:
+    # Independent ages would scatter by 0.05 and 0.026.
+    areas = np.array([age_tells_idh(n_patients, seed) for seed in range(10)])
+    assert np.mean(areas) == pytest.approx(0.865, abs=0.01)
+    assert np.std(areas) < deviation
+    assert 0.80 <= min(areas) <= max(areas) <= 0.90
+
+
+def test_age_of_one_patient_is_chance_although_those_of_a_cohort_are_even() -> None:
+    first = [
+        next(draw_patient(n, seed) for n in range(1, 15) if not draw_patient(n, seed).is_mutant) for seed in range(200)
+    ]
+    ages = [patient.age_years for patient in first]
+    assert (np.mean(ages), np.std(ages)) == (pytest.approx(60, abs=2.5), pytest.approx(12, abs=2))
+    # What the age does not decide must not go with it: among wildtypes neither grade nor MGMT does.
+    wildtype = group("glioblastoma")
+    ages_of = np.array([patient.age_years for patient in wildtype], dtype=float)
+    for told in (
+        [p.grade == 4 for p in wildtype],
+        [p.mgmt == "methylated" for p in wildtype],
+        [p.sex == "M" for p in wildtype],
+    ):
+        assert auc(ages_of, np.array(told)) == pytest.approx(0.5, abs=0.06)
 
 
 def test_signs_on_images_have_their_shares() -> None:
@@ -104,6 +126,21 @@ def test_mgmt_depends_on_idh_alone() -> None:
     mutants = [patient for patient in PEOPLE if patient.is_mutant]
     for grade in (2, 3):
         assert share([p for p in mutants if p.grade == grade], "mgmt", "methylated") == pytest.approx(0.85, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "attribute", ["group", "grade", "enhancement", "t2_flair_mismatch", "lobe", "ki67_percent", "site", "age_years"]
+)
+def test_nothing_that_is_drawn_goes_with_mgmt_beyond_idh(attribute: str) -> None:
+    values = [getattr(patient, attribute) for patient in PEOPLE]
+    methylated = np.array([patient.mgmt == "methylated" for patient in PEOPLE])
+    idh = [patient.idh for patient in PEOPLE]
+    # Numbers rank by themselves; of words each against all others.
+    ranked = (
+        [values] if not isinstance(values[0], str) else [[v == word for v in values] for word in sorted(set(values))]
+    )
+    for scores in ranked:
+        assert 0.45 <= auc_within(np.array(scores, dtype=float), methylated, idh) <= 0.55
 
 
 def test_ki67_is_log_normal_about_the_median_of_its_grade() -> None:
