@@ -1,13 +1,16 @@
-"""Vary a training slice: parameters are drawn first, from a generator of the sample's own, and applied afterwards.
+"""Vary a training slice with MONAI's transforms.
 
-Geometry is one interpolation of one grid. The bias field and the change of gamma are MONAI's transforms. Background
-stays 0, and a sequence that is missing stays missing.
+All parameters are drawn first, from a generator of the sample's own, so that a sample is the same in any worker and
+any order; what a transform draws by itself, such as noise, it draws from a seed among them. Rotation, translation,
+scale and elastic deformation are one interpolation of one grid. Background stays 0, and a missing sequence missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +19,7 @@ from torch import Tensor
 from glioma_nas.config import AugmentationConfig
 from glioma_nas.seeding import derive_seed
 
-_CONTROL_POINTS = 6
+_CONTROL_POINTS = (6, 6)
 _BIAS_DEGREE = 3
 
 
@@ -32,7 +35,7 @@ class Variation:
         gain: Factor of each channel, about 1.
         offset: Addend of each channel, in deviations, about 0.
         noise: Deviation of added Gaussian noise.
-        noise_seed: Seed of that noise.
+        seed: Seed of whatever a transform draws by itself: noise, bias field, elastic deformation.
         elastic_px: Deviation of the displacement of 6 × 6 control points; 0 for none.
         bias_field: Largest coefficient of a cubic bias field, the same in all channels; 0 for none.
         gamma: Exponent of each channel's brightness, scaled to [0, 1]; 1 for none.
@@ -46,7 +49,7 @@ class Variation:
     gain: tuple[float, ...]
     offset: tuple[float, ...]
     noise: float
-    noise_seed: int
+    seed: int
     elastic_px: float = 0.0
     bias_field: float = 0.0
     gamma: tuple[float, ...] = ()
@@ -63,7 +66,7 @@ class Variation:
         flip, elastic, bias, gamma = generator.random(4)
         gain, offset, exponent = generator.normal(0, 1, (3, n))
         noise = generator.random()
-        noise_seed = derive_seed(int(generator.integers(2**31)), "noise")
+        seed = int(generator.integers(2**31))
         dropped = generator.random(n) < config.sequence_dropout
         stays = generator.random(n)
         if present and not any(there and not gone for there, gone in zip(present, dropped, strict=True)):
@@ -76,7 +79,7 @@ class Variation:
             gain=tuple(np.exp(gain * config.gain).tolist()),
             offset=tuple((offset * config.offset).tolist()),
             noise=float(noise * config.noise),
-            noise_seed=noise_seed,
+            seed=seed,
             elastic_px=config.elastic_px if elastic < config.elastic_probability else 0.0,
             bias_field=config.bias_field if bias < config.bias_probability else 0.0,
             gamma=tuple(np.exp(exponent * config.gamma).tolist()) if gamma < config.gamma_probability else (),
@@ -90,38 +93,54 @@ class Variation:
             image: (C, H, W) float32, background 0.
             mask: (H, W) int64.
         """
-        random = torch.Generator().manual_seed(self.noise_seed)
-        grid = self._grid(mask.shape, random)
-        varied = _sample(image[None], grid, "bilinear")[0]
-        brain = _sample((image != 0).float()[None], grid, "nearest")[0]
-        moved_mask = _sample(mask[None, None].float(), grid, "nearest")[0, 0].round().long()
-        if self.bias_field or self.gamma:
-            varied = self._scanned(varied, brain > 0)
-        noise = torch.randn(image.shape, generator=random) * self.noise
-        gain, offset = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.gain, self.offset))
-        varied = (varied * gain + offset + noise) * brain
+        with plain_tensors():
+            varied, brain, moved_mask = self._moved(image, mask)
+            if self.bias_field or self.gamma:
+                varied = self._scanned(varied, brain)
+            varied = self._noisy(varied)
+        varied = torch.where(brain, varied, 0.0)
         if any(self.dropped):
             varied[torch.tensor(self.dropped)] = 0
         return varied, moved_mask
 
-    def _grid(self, shape: torch.Size, random: torch.Generator) -> Tensor:
-        angle = np.deg2rad(self.rotation_degrees)
-        cos, sin = np.cos(angle) / self.scale, np.sin(angle) / self.scale
-        mirror = -1.0 if self.flip else 1.0
-        # Rows give the place in the old slice, in units of half a side, for each place in the new one.
-        matrix = torch.tensor(
-            [[[mirror * cos, -mirror * sin, mirror * 2 * self.shift[0]], [sin, cos, 2 * self.shift[1]]]],
-            dtype=torch.float32,
-        )
-        grid = torch.nn.functional.affine_grid(matrix, [1, 1, *shape], align_corners=False)
+    def _moved(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return image, where it shows brain (C, H, W), and mask, all moved alike."""
+        from monai.transforms import AffineGrid, Flip, Resample
+
+        shape = image.shape[1:]
+        classes = torch.cat([(image != 0).float(), mask[None].float()])
+        if self.flip:
+            mirror = Flip(spatial_axis=1)
+            image, classes = mirror(image), mirror(classes)
+        right, down = self.shift
+        grid, _ = AffineGrid(
+            rotate_params=float(np.deg2rad(self.rotation_degrees)),
+            translate_params=(down * shape[0], right * shape[1]),
+            scale_params=(1 / self.scale, 1 / self.scale),
+        )(spatial_size=shape)
         if self.elastic_px:
-            coarse = torch.randn(1, 2, _CONTROL_POINTS, _CONTROL_POINTS, generator=random) * self.elastic_px
-            half_side = torch.tensor([shape[1] / 2, shape[0] / 2]).reshape(1, 2, 1, 1)
-            field = torch.nn.functional.interpolate(
-                coarse / half_side, tuple(shape), mode="bicubic", align_corners=True
-            )
-            grid = grid + field.permute(0, 2, 3, 1)
-        return grid
+            grid = torch.cat([grid[:2] + self._elastic(shape), grid[2:]])
+        resample = Resample(padding_mode="zeros", dtype=np.float32)
+        moved = resample(image, grid, mode="bilinear")
+        classes = resample(classes, grid, mode="nearest")
+        return moved, classes[:-1] > 0, classes[-1].round().long()
+
+    def _elastic(self, shape: torch.Size) -> Tensor:
+        from monai.transforms import SmoothField
+
+        # Evenly distributed control points of the deviation asked for.
+        largest_px = 3**0.5 * self.elastic_px
+        field = SmoothField(
+            _CONTROL_POINTS,
+            low=-largest_px,
+            high=largest_px,
+            channels=2,
+            spatial_size=shape,
+            mode="bicubic",
+            align_corners=True,
+        )
+        displacement: Tensor = self._seeded(field, "elastic")(randomize=True)
+        return displacement
 
     def _scanned(self, image: Tensor, brain: Tensor) -> Tensor:
         from monai.transforms import AdjustContrast, RandBiasField
@@ -129,8 +148,7 @@ class Variation:
         field = torch.ones(image.shape[1:])
         if self.bias_field:
             draw = RandBiasField(degree=_BIAS_DEGREE, coeff_range=(-self.bias_field, self.bias_field), prob=1.0)
-            draw.set_random_state(seed=self.noise_seed % 2**32)
-            field = torch.as_tensor(draw(torch.ones(1, *image.shape[1:])))[0]
+            field = self._seeded(draw, "bias")(field[None])[0]
         scanned = image.clone()
         for channel in range(len(image)):
             inside = brain[channel]
@@ -142,10 +160,33 @@ class Variation:
             darkest = values.min()
             values = (values - darkest) * field[inside] + darkest
             if self.gamma:
-                values = torch.as_tensor(AdjustContrast(self.gamma[channel])(values[None]))[0]
+                values = AdjustContrast(self.gamma[channel])(values[None])[0]
             scanned[channel][inside] = values
         return scanned
 
+    def _noisy(self, image: Tensor) -> Tensor:
+        from monai.transforms import RandGaussianNoise
 
-def _sample(image: Tensor, grid: Tensor, mode: str) -> Tensor:
-    return torch.nn.functional.grid_sample(image, grid, mode=mode, padding_mode="zeros", align_corners=False)
+        gain, offset = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.gain, self.offset))
+        image = image * gain + offset
+        if not self.noise:
+            return image
+        noisy: Tensor = self._seeded(RandGaussianNoise(prob=1.0, std=self.noise, sample_std=False), "noise")(image)
+        return noisy
+
+    def _seeded(self, transform: Any, name: str) -> Any:  # any of MONAI's random transforms
+        transform.set_random_state(seed=derive_seed(self.seed, name) % 2**32)
+        return transform
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Let MONAI's transforms work on tensors without metadata, which they would otherwise carry at thrice the time."""
+    from monai.data import get_track_meta, set_track_meta
+
+    tracked = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(tracked)

@@ -1,4 +1,7 @@
-"""Batches of augmented slices, the classes balanced, for training marker classifiers."""
+"""Batches of augmented slices, the classes balanced, for training marker classifiers.
+
+What moves pixels is MONAI's; what is drawn, is drawn before from a generator of the sample's own.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from glioma_nas.augmentation import plain_tensors
 from glioma_nas.markers import MarkerCase
 from glioma_nas.seeding import derive_seed
 
@@ -53,20 +56,24 @@ def augment(image: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Te
     Returns:
         Image and mask of the same shapes; the mask holds 0 and 1 only.
     """
+    from monai.transforms import AffineGrid, Resample
+
     mirrored, angle, shift_x, shift_y = torch.rand(4, generator=generator).tolist()
     gain = 1.0 + MAX_GAIN * (2 * torch.rand(image.shape[0], 1, 1, generator=generator) - 1)
     angle = math.radians(MAX_ROTATION_DEGREES) * (2 * angle - 1)
     sign = -1.0 if mirrored < 0.5 else 1.0
     cosine, sine = math.cos(angle), math.sin(angle)
-    matrix = torch.tensor(
-        [
-            [sign * cosine, -sine, 2 * MAX_SHIFT * (2 * shift_x - 1)],
-            [sign * sine, cosine, 2 * MAX_SHIFT * (2 * shift_y - 1)],
-        ]
-    )
-    stack = torch.cat([image * gain, mask])[None]
-    grid = F.affine_grid(matrix[None], list(stack.shape), align_corners=False)
-    moved = F.grid_sample(stack, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    height, width = image.shape[1:]
+    # Rows give the place in the old slice, down and to the right of its middle, for each place in the new one.
+    place = [
+        [cosine, sign * sine, height * MAX_SHIFT * (2 * shift_y - 1)],
+        [-sine, sign * cosine, width * MAX_SHIFT * (2 * shift_x - 1)],
+        [0.0, 0.0, 1.0],
+    ]
+    stack = torch.cat([image * gain, mask])
+    with plain_tensors():
+        grid, _ = AffineGrid(affine=torch.tensor(place))(spatial_size=(height, width))
+        moved = Resample(mode="bilinear", padding_mode="border", dtype=np.float32)(stack, grid)
     return moved[:-1], (moved[-1:] >= 0.5).float()
 
 
