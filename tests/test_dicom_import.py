@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import PATIENT, SECRETS, SERIES, write_patient, write_series
 
@@ -174,6 +175,32 @@ def test_file_with_an_unreadable_position_is_no_part_of_its_series(tmp_path: Pat
     (series,) = listing.series
     assert (listing.n_other, series.n_images, len(series.files), len(series.positions)) == (1, 5, 5, 5)
     assert path not in series.files
+
+
+def test_links_in_an_export_are_told_and_not_followed(tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "a", study="1.2", number=1, **SERIES["t2"])
+    write_series(tmp_path / "elsewhere", study="1.3", number=2, patient="other", **SERIES["flair"])
+    (tmp_path / "in" / "folder").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "in" / "file").symlink_to(next((tmp_path / "elsewhere").iterdir()))
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in", target_is_directory=True)
+    result = import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS, review_only=True)
+    assert [entry.use for entry in result.entries] == ["t2"]
+    assert "3 links were not followed" in result.problems
+
+
+def test_series_of_two_echoes_is_told_and_does_not_become_one_of_them(tmp_path: Path) -> None:
+    for name in ("t2", "flair"):
+        write_series(tmp_path / "in" / name, study="1.2", number=1 + (name == "flair"), **SERIES[name])
+    for index, path in enumerate(sorted((tmp_path / "in" / "t2").iterdir())):
+        data = pydicom.dcmread(path)
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        data.EchoTime, data.EchoNumbers, data.InstanceNumber = 30, 2, 9 + index
+        data.save_as(path.with_name(f"second_{path.name}"))
+    result = import_dicom(tmp_path / "in", tmp_path / "out", PSEUDONYMS)
+    (row,) = rows_of(tmp_path / "out" / "cohort.csv")
+    assert row["flair"] and not row.get("t2")
+    (told,) = [problem for problem in result.problems if "t2: " in problem]
+    assert "dcm2niix made 2 volumes of the series" in told or "4-dimensional" in told
 
 
 def test_series_that_lacks_a_slice_is_not_converted(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import os
 import re
@@ -22,12 +21,12 @@ from glioma_nas.case_preparation import _fingerprints
 from glioma_nas.cohort import Case
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.errors import CohortError, GliomaNasError, LabelError, LeakageError, UnknownNameError
-from glioma_nas.files import sha256_text
+from glioma_nas.files import canonical_json, sha256_text
 from glioma_nas.grids import rotation_about
 from glioma_nas.pipeline import Pipeline, results_of
 from glioma_nas.prepared import PreparedCohort
+from glioma_nas.privacy.pseudonyms import Pseudonyms, is_pseudonym
 from glioma_nas.progress import Silent
-from glioma_nas.stages import preprocess as stage
 from glioma_nas.testing.head_phantoms import HEAD_CENTRE_MM, write_raw_patient
 from glioma_nas.testing.phantoms import write_nifti, write_phantom_cohort
 
@@ -202,47 +201,77 @@ def test_stage_fails_when_too_many_cases_cannot_be_prepared(tmp_path: Path) -> N
     preprocess(sheet, tmp_path / "run", preprocess={"max_failed_share": 0.9}, folds={"n_folds": 2})
 
 
-def test_stage_counts_a_strangers_error_against_the_case_alone(tmp_path: Path) -> None:
-    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
-    plugin = tmp_path / "moody.py"
+MARK = 100
+"""Brightness of one voxel in the case that `step_that_fails` fails over; 101 in the others."""
+
+
+def step_that_fails(sheet: Path, name: str, how: str, *, case: str = "P001") -> tuple[Path, list[str]]:
+    """Write and load a plugin whose step runs the statement ``how`` over one case; return it, and a chain with it."""
+    plugin = sheet.parent / f"{name}.py"
     plugin.write_text(
-        "from glioma_nas.case_volumes import IntensityStep\n"
+        "import os\nimport signal\n\nfrom glioma_nas.case_volumes import IntensityStep\n"
         "from glioma_nas.registry import preprocess_steps\n\n\n"
-        "@preprocess_steps.register('moody')\n"
+        f"@preprocess_steps.register('{name}')\n"
         "class Moody(IntensityStep):\n"
-        '    """Fail on some cases."""\n\n'
+        '    """Fail over one case."""\n\n'
         "    def apply(self, volumes, config):\n"
-        "        if volumes.images['t1ce'][24, 24, 3] % 2 == 0:\n"
-        "            raise RuntimeError('not today')\n"
+        f"        if volumes.images['t1ce'][24, 24, 3] == {MARK}:\n"
+        f"            {how}\n"
         "        return volumes, {}\n"
     )
     registry.load_file(plugin)
-    first = tmp_path / "cohort" / "P001" / "t1ce.nii.gz"
-    for number in range(1, 7):
-        path = first.parents[1] / f"P00{number}" / "t1ce.nii.gz"
+    for path in sheet.parent.glob("P*/t1ce.nii.gz"):
         image = nib.load(path).get_fdata().astype(np.int16)
-        image[24, 24, 3] = 100 if number == 1 else 101
+        image[24, 24, 3] = MARK if path.parent.name == case else MARK + 1
         write_nifti(path, image)
-    steps = ["moody", "orient", "zscore", "crop_pad", "resize"]
+    return plugin, [name, "orient", "zscore", "crop_pad", "resize"]
+
+
+def test_stage_counts_a_strangers_error_against_the_case_alone(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    _, steps = step_that_fails(sheet, "moody", "raise RuntimeError('not today')")
     results = preprocess(sheet, tmp_path / "run", preprocess={"steps": steps})
     assert [item["case_id"] for item in results["failed"]] == ["P001"]
     assert "RuntimeError in a preprocess step: not today" in results["failed"][0]["message"]
 
 
-@pytest.mark.parametrize("error", [TypeError("odd"), AssertionError("odd"), OSError(errno.EIO, "odd")])
+@pytest.mark.slow
+def test_case_whose_worker_is_killed_is_left_out_alone(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    plugin, steps = step_that_fails(sheet, "deadly", "os.kill(os.getpid(), signal.SIGKILL)", case="P003")
+    config = make_config(sheet, preprocess={"steps": steps, "workers": 2}).model_copy(update={"plugins": (plugin,)})
+    Pipeline(config, tmp_path / "run", Silent()).run(["preprocess"])
+    done = tmp_path / "run" / "preprocess"
+    (problem,) = results_of(done)["failed"]
+    assert (problem["case_id"], problem["error"]) == ("P003", "ResourceError")
+    assert "case P003: the system killed the process that worked on it twice" in problem["message"]
+    assert list(PreparedCohort.load(done).cases) == ["P001", "P002", "P004", "P005", "P006"]
+    assert not (done / "cases" / "P003").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("TypeError", "raise TypeError('odd', {path!r}) from ValueError({path!r})"),
+        ("AssertionError", "raise AssertionError('odd', {path!r}) from ValueError({path!r})"),
+        # What the kernel answers to whoever reads the first page of his own memory: an input/output error.
+        ("OSError", "open('/proc/self/mem', 'rb').read(1)"),
+    ],
+)
 def test_error_over_one_case_is_that_cases_and_names_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, how: str
 ) -> None:
-    case = Case("C-1", "P-1", {"flair": tmp_path / "SMITH_JOHN" / "flair.nii.gz"})
-
-    def fail(*_: object) -> None:
-        raise type(error)(*error.args, str(case.images["flair"])) from ValueError("SMITH_JOHN")
-
-    monkeypatch.setattr(stage, "prepare_case", fail)
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    person = sheet.parent / "SMITH_JOHN"
+    _, steps = step_that_fails(sheet, f"odd_{kind.lower()}", how.format(path=str(person / "t1ce.nii.gz")))
+    (sheet.parent / "P001").rename(person)
+    sheet.write_text(sheet.read_text().replace("P001/", "SMITH_JOHN/"))
     caplog.set_level("INFO")
-    problem = stage._outcome((case, tmp_path / "C-1", stage.recipe_of(make_config(tmp_path)), True))
-    assert problem is not None and problem["error"] == type(error).__name__ and "odd" in problem["message"]
-    assert "SMITH" not in problem["message"] + caplog.text and type(error).__name__ in caplog.text
+    hidden = {"hash_ids": True, "salt_file": str(tmp_path / "salt")}
+    (problem,) = preprocess(sheet, tmp_path / "run", cohort=hidden, preprocess={"steps": steps})["failed"]
+    assert problem["error"] == kind and f"{kind} in a preprocess step" in problem["message"]
+    assert is_pseudonym(problem["case_id"]) and kind in caplog.text
+    assert "SMITH" not in problem["message"] + caplog.text
 
 
 def test_prepared_case_tells_neither_path_nor_time_of_its_scans(tmp_path: Path) -> None:
@@ -254,13 +283,24 @@ def test_prepared_case_tells_neither_path_nor_time_of_its_scans(tmp_path: Path) 
     assert _fingerprints(Case("a", "a", {"flair": scan})) != before
 
 
-def test_full_disk_is_no_fault_of_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no space left")
+def test_where_ids_are_hidden_no_guess_at_a_path_size_and_time_can_be_checked(tmp_path: Path) -> None:
+    scan = tmp_path / "SMITH_JOHN.nii.gz"
+    scan.write_bytes(b"12345")
+    guess = canonical_json([str(scan), 5, scan.stat().st_mtime_ns])
+    assert _fingerprints(Case("a", "a", {"flair": scan}))["flair"] == sha256_text(guess)
+    ours, theirs = (Case("a", "a", {"flair": scan}, pseudonyms=Pseudonyms(bytes([key] * 32))) for key in (1, 2))
+    assert re.fullmatch("[0-9a-f]{64}", _fingerprints(ours)["flair"])
+    assert _fingerprints(ours)["flair"] not in (sha256_text(guess), _fingerprints(theirs)["flair"])
+    assert "pseudonyms" not in repr(ours)
 
-    monkeypatch.setattr(stage, "prepare_case", fail)
-    with pytest.raises(OSError, match="no space left"):
-        stage._outcome((Case("a", "a", {}), tmp_path / "a", stage.recipe_of(make_config(tmp_path)), False))
+
+def test_full_disk_is_no_fault_of_a_case(tmp_path: Path) -> None:
+    sheet = write_phantom_cohort(tmp_path / "cohort", 6, 0)
+    # Nothing fits on this device, as on a disk that is full.
+    _, steps = step_that_fails(sheet, "thirsty", "open('/dev/full', 'wb', buffering=0).write(b'x')")
+    with pytest.raises(OSError, match="No space left on device"):
+        preprocess(sheet, tmp_path / "run", preprocess={"steps": steps})
+    assert not (tmp_path / "run" / "preprocess").exists()
 
 
 def test_stage_prepares_a_case_again_when_its_scan_changed_in_between(tmp_path: Path) -> None:

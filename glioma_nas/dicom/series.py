@@ -184,6 +184,8 @@ def _files(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders.sort()
         yield from (Path(root) / name for name in sorted(names))
+        # Folders behind links are not gone into; the links are told like those of files.
+        yield from (path for name in folders if (path := Path(root) / name).is_symlink())
 
 
 def _add(found: dict[tuple[str, str], Series], path: Path, header: Any) -> None:  # pydicom ships no types we use
