@@ -106,13 +106,28 @@ def test_unusable_plugin_file_is_named(tmp_path: Path, name: str, content: str |
         registry.load_file(tmp_path / name)
 
 
-def test_two_plugin_files_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_plugin_files_of_one_name_stay_apart_in_child_processes_too(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "twin.py").write_text("")
-    registry.load_file(tmp_path / "a" / "twin.py")
-    with pytest.raises(PluginError, match="another plugin file has that name"):
-        registry.load_file(tmp_path / "b" / "twin.py")
+        (tmp_path / folder / "twin.py").write_text(f"FOLDER = {folder!r}\n")
+    first, second = (local.import_plugin(tmp_path / folder / "twin.py") for folder in ("a", "b"))
+    assert (first.FOLDER, second.FOLDER) == ("a", "b")
+    assert first.__name__ == "glioma_nas.local.twin"
+    assert local.import_plugin(tmp_path / "a" / "twin.py") is first
+    code = f"import importlib as i; print(*(i.import_module(n).FOLDER for n in {[first.__name__, second.__name__]}))"
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["a", "b"]
+
+
+def test_plugin_file_that_raised_leaves_its_name_to_another(tmp_path: Path) -> None:
+    for folder, content in (("a", "1 / 0\n"), ("b", "VALUE = 1\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mended.py").write_text(content)
+    with pytest.raises(PluginError, match="ZeroDivisionError"):
+        local.import_plugin(tmp_path / "a" / "mended.py")
+    assert local.import_plugin(tmp_path / "b" / "mended.py").__name__ == "glioma_nas.local.mended"
 
 
 def test_errors_of_users_share_one_base() -> None:
