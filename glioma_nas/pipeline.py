@@ -328,13 +328,13 @@ class Pipeline:
             self._publish(stage, partial)
             return
         self.progress.note(f"{stage.name}: {stage.summary}")
-        started = time.time()
+        started = time.monotonic()
         module = importlib.import_module(stage.module)
         inputs = {name: self.folder / name for name in stage.needs}
         context = StageContext(self.config, partial, inputs, self.progress, force)
         key = self.key(stage)
         results = module.run(context)
-        self._finish(stage, partial, results, key=key, wall_s=time.time() - started)
+        self._finish(stage, partial, results, key=key, wall_s=time.monotonic() - started)
 
     def _open_partial(self, partial: Path, key: str, *, force: bool) -> None:
         key_file = partial / _KEY_FILE
