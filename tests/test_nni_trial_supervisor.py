@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from glioma_nas.nni_experiments.loopback import HOST_VARIABLE
 
 _SUPERVISE = "import sys; from glioma_nas.nni_experiments.trial_supervisor import supervise; sys.exit(supervise({!r}))"
 
@@ -108,3 +111,35 @@ def test_parent_that_died_before_the_kernel_was_asked_is_noticed() -> None:
     module = "glioma_nas.nni_experiments.trial_supervisor"
     code = f"import os; from {module} import die_with_parent; die_with_parent(15, parent=os.getppid() + 1)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -15
+
+
+# Stands for NNI's manager or its keeper on a worker: listens, and starts a trial.
+_MANAGER = """
+const {spawn} = require('child_process');
+const server = require('http').createServer((request, answer) => answer.end());
+server.listen(0, process.argv[2], () => {
+    const trial = spawn(process.argv[3], process.argv.slice(4), {stdio: 'inherit'});
+    trial.on('exit', status => process.exit(status));
+});
+"""
+
+
+@pytest.mark.parametrize(
+    ("listens", "allowed", "status"), [("127.0.0.1", None, 0), ("0.0.0.0", None, 1), ("0.0.0.0", "192.0.2.1", 0)]
+)
+def test_trial_refuses_an_nni_that_listens_on_the_network_unless_asked_for(
+    tmp_path: Path, listens: str, allowed: str | None, status: int
+) -> None:
+    import nni_node
+
+    program = tmp_path / "nni_node" / "main.js"
+    program.parent.mkdir()
+    program.write_text(_MANAGER)
+    trial = [sys.executable, "-c", _SUPERVISE.format([sys.executable, "-c", "print('ran')"])]
+    plain = {name: value for name, value in os.environ.items() if name not in ("NODE_OPTIONS", HOST_VARIABLE)}
+    environment = {**plain, "NNI_OUTPUT_DIR": str(tmp_path), **({HOST_VARIABLE: allowed} if allowed else {})}
+    command = [str(Path(next(iter(nni_node.__path__))) / "node"), str(program), listens, *trial]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "" if status else "ran\n")
+    refusal = r"trial failed: refused: NNI listens on 0\.0\.0\.0:\d+, .* run `glioma-nas nni guard` once"
+    assert bool(re.match(refusal, done.stderr)) == bool(status)

@@ -5,14 +5,15 @@ NNI 3.0 listens on every interface, asks for no password, serves any file of the
 
 A configuration file cannot pass anything to the Node process, so plain ``nnictl create`` is only as safe as its
 environment. `install_guard` writes one line into site-packages that sets ``NODE_OPTIONS`` for every Python process of
-that environment, ``nnictl`` included.
+that environment, ``nnictl`` included. Without it our trials do not run: `refuse_open_door`.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -67,6 +68,34 @@ def exposed_addresses(pid: int) -> list[str]:
         processes = [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+    return _exposed(processes)
+
+
+def refuse_open_door() -> None:
+    """Check, in a trial, that the NNI process which started it listens on the loopback address only.
+
+    Raises:
+        ExperimentError: It listens elsewhere, and nobody asked for it with ``--expose``.
+    """
+    if not ipaddress.ip_address(checked_host(os.environ.get(HOST_VARIABLE, LOOPBACK))).is_loopback:
+        return
+    exposed = _exposed([process for process in psutil.Process().parents() if _is_nni(process)])
+    if exposed:
+        raise ExperimentError(
+            f"refused: NNI listens on {', '.join(exposed)}, where anyone who reaches it can run commands as you; stop "
+            "it, run `glioma-nas nni guard` once in this Python environment, and start it again, or start it with "
+            "`glioma-nas nni create`"
+        )
+
+
+def _is_nni(process: psutil.Process) -> bool:
+    try:
+        return any("nni_node" in part for part in process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # another user's, who does not run NNI for us
+        return False
+
+
+def _exposed(processes: Iterable[psutil.Process]) -> list[str]:
     found = []
     for process in processes:
         try:

@@ -26,8 +26,8 @@ def unguarded_workers(machines: Sequence[Any]) -> list[str]:
         problem = _problem(machine)
         if problem is not None:
             found.append(
-                f"worker {machine.host}: {problem}; NNI starts a server there that listens on every network interface "
-                "unless `glioma-nas nni guard` was run in the Python environment of pythonPath"
+                f"worker {machine.host}: {problem}; NNI starts a server there that listens on every network interface, "
+                "and trials refuse to run, unless `glioma-nas nni guard` was run in pythonPath's Python environment"
             )
     return found
 

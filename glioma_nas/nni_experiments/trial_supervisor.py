@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from glioma_nas.errors import GliomaNasError
 from glioma_nas.local import ENVIRONMENT_VARIABLE as PLUGINS_VARIABLE
+from glioma_nas.nni_experiments.loopback import refuse_open_door
 
 REASON_FILE = "failure.txt"
 GRACE_S = 2.0  # NNI itself waits five seconds before it kills this process
@@ -31,9 +33,14 @@ def supervise(command: Sequence[str]) -> int:
     """Run ``command`` and return the exit status NNI shall see: 0 done, otherwise failed.
 
     When NNI stops the trial, this process ends by NNI's own signal, because only then NNI shows the trial as stopped
-    rather than failed. When the NNI manager dies, so does the trial: its experiment is resumed with `nni resume`.
+    rather than failed. When the NNI manager dies, so does the trial: its experiment is resumed with `nni resume`. Of an
+    NNI that listens on the network, unless asked to, no trial runs.
     """
     die_with_parent(signal.SIGTERM, parent=os.getppid())
+    try:
+        refuse_open_door()
+    except GliomaNasError as err:
+        return _failed(str(err))
     reason_file = Path(os.environ.get("NNI_OUTPUT_DIR") or ".") / REASON_FILE
     reason_file.unlink(missing_ok=True)
     # Plugins come with the trial's code folder; those of whoever started NNI would clash with them.
@@ -59,7 +66,10 @@ def supervise(command: Sequence[str]) -> int:
         os.kill(os.getpid(), stopped_by[0])
     if status == 0:
         return 0
-    reason = _reason(status, reason_file)
+    return _failed(_reason(status, reason_file))
+
+
+def _failed(reason: str) -> int:
     sys.stderr.write(f"trial failed: {reason}\n")
     sys.stderr.flush()
     return 1
