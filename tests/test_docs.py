@@ -99,7 +99,8 @@ def test_yaml_block_is_a_configuration_the_software_takes(text: str, tmp_path: P
 
 
 def shell_lines() -> Iterator[Any]:
-    for block in [*blocks("bash"), *blocks("sh"), *blocks("console")]:
+    scripts = [pytest.param(path.read_text(), id=path.stem) for path in sorted((ROOT / "examples").rglob("*.sh"))]
+    for block in [*blocks("bash"), *blocks("sh"), *blocks("console"), *scripts]:
         text = re.sub(r"\\\n\s*", " ", str(block.values[0]))
         for number, line in enumerate(text.splitlines()):
             words = shlex.split(line, comments=True)

@@ -1,4 +1,4 @@
-"""Commands round NNI experiments and their web UI: ``nni config|create|resume|stop|status|guard`` and ``nni trial``."""
+"""Commands round NNI experiments: ``nni config|create|resume|stop|status|compare|guard`` and ``nni trial``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_config(
     trials: Annotated[int, typer.Option("--trials", help="trials in total")] = 20,
     concurrency: Annotated[int, typer.Option("--concurrency", help="trials at a time")] = 1,
     tuner: Annotated[str, typer.Option("--tuner", help="TPE, Evolution, Random or GridSearch")] = "TPE",
-    assessor: Annotated[str | None, typer.Option("--assessor", help="Medianstop or Curvefitting")] = None,
+    assessor: Annotated[str | None, typer.Option("--assessor", help="Medianstop, Curvefitting")] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="co-search: seeds to choose from")] = 3,
     strategy: Annotated[
         list[str] | None, typer.Option("--strategy", help="co-search: strategies to choose from")
@@ -114,7 +114,7 @@ def resume(
     """Continue an experiment that was stopped or whose manager died; interrupted trials continue from checkpoints."""
     from glioma_nas.nni_experiments import manager
 
-    _started(manager.resume(_id(experiment), port=port, host=_host(expose, yes)), detach)
+    _started(manager.resume(experiment, port=port, host=_host(expose, yes)), detach)
 
 
 @nni_app.command("stop")
@@ -122,9 +122,7 @@ def stop(experiment: ExperimentArgument = "latest") -> None:
     """Stop an experiment and its trials; what is finished stays."""
     from glioma_nas.nni_experiments import manager
 
-    experiment_id = _id(experiment)
-    manager.stop(experiment_id)
-    typer.echo(f"stopped {experiment_id}")
+    typer.echo(f"stopped {manager.stop(experiment)}")
 
 
 @nni_app.command("status")
@@ -136,6 +134,23 @@ def status(as_json: JsonOption = False) -> None:
     columns = ["id", "name", "state", "trials", "succeeded", "failed", "running", "best", "url"]
     rows = [[item[column] for column in columns] for item in overview()]
     print_table("NNI experiments", columns, rows, as_json=as_json)
+
+
+@nni_app.command("compare")
+def compare(
+    experiment: ExperimentArgument = "latest",
+    by: Annotated[str, typer.Option("--by", help="hyper-parameter whose values are compared")] = "operators",
+    as_json: JsonOption = False,
+) -> None:
+    """Put finished trials side by side: median and range of every figure for each value of a hyper-parameter."""
+    from glioma_nas.console import print_table
+    from glioma_nas.nni_experiments import trial_results
+    from glioma_nas.nni_experiments.manager import find
+
+    compared = trial_results.compare(trial_results.finished_trials(find(experiment)), by)
+    rows = compared if as_json else trial_results.for_people(compared)
+    title = f"median (lowest to highest) of the trials by {by}"
+    print_table(title, list(rows[0]), [list(row.values()) for row in rows], as_json=as_json)
 
 
 @nni_app.command("guard")
@@ -189,12 +204,6 @@ def _host(expose: str | None, yes: bool) -> str:
     if not yes:
         typer.confirm(warning, abort=True)
     return expose
-
-
-def _id(experiment: str) -> str:
-    from glioma_nas.nni_experiments import manager
-
-    return str(manager.find(experiment)["id"])
 
 
 def _read_mapping(path: Path | None) -> dict[str, Any] | None:
