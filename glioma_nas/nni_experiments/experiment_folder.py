@@ -51,16 +51,18 @@ TUNERS: dict[str, dict[str, Any]] = {
 }
 """NNI tuners that can sample choices, with the options they need; TPE and Evolution minimise unless told otherwise."""
 
+CURVE_FITTING = "Curvefitting"
 ASSESSORS: dict[str, dict[str, Any]] = {
     "Medianstop": {"optimize_mode": "maximize", "start_step": 5},
-    "Curvefitting": {"epoch_num": 0, "start_step": 6, "threshold": 0.95},
+    CURVE_FITTING: {"epoch_num": 0, "start_step": 6, "threshold": 0.95},
 }
+"""NNI assessors that take a rising figure, with the options they need; ``epoch_num`` depends on the configuration."""
 
 _HEADER = """\
 # An NNI experiment ({kind}). Start it on the loopback address, and check that it stays there:
 #   glioma-nas nni create {folder}
-# This works as well, but NNI then listens on EVERY network interface without a password, unless `glioma-nas nni guard`
-# was run in this Python environment before:
+# This starts it as well, once `glioma-nas nni guard` was run in this Python environment. Before, NNI would listen on
+# EVERY network interface without a password, and the trials refuse to run:
 #   nnictl create --config {config}
 # What is searched: search_space.json. What every trial is told: code/trial.yaml.
 """
@@ -138,6 +140,11 @@ class ExperimentOptions:
             )
         if self.kind == ARCHITECTURE and (self.strategies or self.operator_sets):
             raise ConfigError("strategies and operator sets are searched by co-search trials; leave them out here")
+        if self.assessor == CURVE_FITTING and self.kind == CO_SEARCH:
+            raise ConfigError(
+                "assessor 'Curvefitting' forecasts one curve, and a co-search trial has one for each of its stages, so "
+                "it would stop good trials in their search; take Medianstop, or kind architecture"
+            )
         if self.distil and (self.kind == ARCHITECTURE or config.train.kd_weight == 0):
             raise ConfigError("only co-search trials with train.kd_weight above 0 can be distilled; leave --distil out")
 
@@ -268,12 +275,14 @@ def _copy_plugins(config: RunConfig, code: Path) -> list[str]:
     target = code / "plugins"
     if target.is_dir():
         shutil.rmtree(target)
-    names = []
-    for plugin in config.plugins:
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(plugin, target / plugin.name)
-        names.append(f"plugins/{plugin.name}")
-    return names
+    copies: dict[Path, Path] = {}
+    for number, plugin in enumerate(dict.fromkeys(config.plugins)):
+        # A second file of the same name gets a folder of its own.
+        taken = target / plugin.name in copies.values()
+        copies[plugin] = target / (f"{number}/{plugin.name}" if taken else plugin.name)
+        copies[plugin].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(plugin, copies[plugin])
+    return [copy.relative_to(code).as_posix() for copy in copies.values()]
 
 
 def _nni_config(config: RunConfig, options: ExperimentOptions, folder: Path) -> dict[str, Any]:
@@ -292,12 +301,8 @@ def _nni_config(config: RunConfig, options: ExperimentOptions, folder: Path) -> 
     }
     if options.assessor is not None:
         arguments = dict(ASSESSORS[options.assessor])
-        if options.assessor == "Curvefitting":
-            search_epochs = config.search.pretrain_epochs + config.search.search_epochs
-            trainings = 2 if options.distil else 1  # a distilled trial trains its teacher first, for as many epochs
-            arguments["epoch_num"] = trainings * config.train.epochs + (
-                search_epochs if options.kind == CO_SEARCH else 0
-            )
+        if options.assessor == CURVE_FITTING:
+            arguments["epoch_num"] = config.train.epochs
         content["assessor"] = {"name": options.assessor, "classArgs": arguments}
     content["trainingService"] = dict(options.training_service or {"platform": "local"})
     if remote:

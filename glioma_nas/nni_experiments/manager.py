@@ -6,9 +6,9 @@ does it get the experiment and may run anything.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import logging
+import os
 import sqlite3
 import subprocess
 import time
@@ -24,12 +24,15 @@ from glioma_nas.nni_experiments.loopback import LOOPBACK, checked_host
 from glioma_nas.nni_experiments.manager_process import (
     checked_port,
     end_leftovers,
+    end_process,
     free_port,
     is_free,
+    kill_process,
     kill_tree,
     last_line,
     one_start_at_a_time,
     refuse_exposure,
+    runs,
     spawn,
     wait_until_up,
 )
@@ -38,6 +41,9 @@ from glioma_nas.nni_experiments.remote_workers import unguarded_workers
 _logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 60.0
+ERROR_STOP_TIMEOUT_S = 10.0
+"""After an error, such as a full disk, NNI's manager often does not end by itself any more."""
+
 MIN_FREE_BYTES = 500_000_000
 """NNI's records, every trial's output and one checkpoint for each running trial."""
 
@@ -54,12 +60,14 @@ class RunningExperiment:
         port: Port of the web UI.
         pid: Process id of the manager.
         host: Address it listens on.
+        folder: Where NNI keeps its records of this and other experiments; none when that is not known.
     """
 
     id: str
     port: int
     pid: int
     host: str = LOOPBACK
+    folder: Path | None = None
 
     @property
     def url(self) -> str:
@@ -117,10 +125,15 @@ def create(config_file: Path, *, port: int | None = None, host: str = LOOPBACK) 
     return _start("create", generate_experiment_id(), config, port=port, host=host)
 
 
-def resume(experiment_id: str, *, port: int | None = None, host: str = LOOPBACK) -> RunningExperiment:
+def resume(experiment: str, *, port: int | None = None, host: str = LOOPBACK) -> RunningExperiment:
     """Continue an experiment that was stopped or whose manager died, on a fresh port.
 
     What a dead manager left running is ended first; interrupted trials continue from their checkpoints.
+
+    Args:
+        experiment: See `find`.
+        port: As in `create`.
+        host: As in `create`.
 
     Raises:
         ExperimentError: No such experiment, it is running, or see `create`.
@@ -129,7 +142,8 @@ def resume(experiment_id: str, *, port: int | None = None, host: str = LOOPBACK)
     from nni.experiment.config import ExperimentConfig
 
     host = checked_host(host)
-    record = find(experiment_id)
+    record = find(experiment)
+    experiment_id = str(record["id"])
     if is_alive(record):
         raise ExperimentError(f"experiment {experiment_id} is running at port {record['port']}; nothing to resume")
     end_leftovers(experiment_id)
@@ -137,34 +151,29 @@ def resume(experiment_id: str, *, port: int | None = None, host: str = LOOPBACK)
     return _start("resume", experiment_id, config, port=port, host=host)
 
 
-def stop(experiment_id: str) -> None:
+def stop(experiment: str) -> str:
     """Stop an experiment with its trials; finished trials and checkpoints stay.
+
+    Args:
+        experiment: See `find`.
+
+    Returns:
+        Its id.
 
     Raises:
         ExperimentError: No such experiment.
     """
-    record = find(experiment_id)
+    record = find(experiment)
+    experiment_id = str(record["id"])
     _mark_stopped(experiment_id)  # first, so that whoever waits for the experiment knows why its manager goes
-    if is_alive(record):
-        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends by itself meanwhile leaves things as well
-            manager = psutil.Process(int(record["pid"]))
-            manager.terminate()
-            if not _ends(record):
-                _logger.warning("experiment %s does not stop by itself and is killed", experiment_id)
-                manager.kill()
-                _ends(record)
+    manager = _process_of(record)
+    patience_s = ERROR_STOP_TIMEOUT_S if record["status"] == "ERROR" else STOP_TIMEOUT_S
+    if manager is not None and not end_process(manager, patience_s):
+        _logger.warning("experiment %s does not stop by itself and is killed", experiment_id)
+        kill_process(manager, STOP_TIMEOUT_S)
     end_leftovers(experiment_id)
     _mark_stopped(experiment_id)
-
-
-def _ends(record: dict[str, Any]) -> bool:
-    """Wait for a manager to end; one that nobody reaps, as in a container without an init process, has ended too."""
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while is_alive(record):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
+    return experiment_id
 
 
 def records() -> list[dict[str, Any]]:
@@ -175,35 +184,58 @@ def records() -> list[dict[str, Any]]:
     return sorted((dict(item) for item in known), key=lambda item: item["startTime"], reverse=True)
 
 
-def find(experiment_id: str) -> dict[str, Any]:
-    """Return one experiment of `records`; ``latest`` for the newest, or the folder that it was created from.
+def find(experiment: str) -> dict[str, Any]:
+    """Return one experiment of `records`.
+
+    Args:
+        experiment: Its id, ``latest`` for the newest, or the folder that it was created from.
 
     Raises:
         ExperimentError: There is none.
     """
     known = records()
-    if experiment_id == "latest" and known:
+    if experiment == "latest" and known:
         return known[0]
-    folder = Path(experiment_id).resolve()
+    folder = Path(experiment).resolve() / EXPERIMENTS_FOLDER
     for item in known:
-        if item["id"] == experiment_id or Path(item["logDir"]) == folder / EXPERIMENTS_FOLDER:
+        if item["id"] == experiment or Path(item["logDir"]) == folder:
             return item
+    forgotten = _forgotten(folder)
+    if forgotten is not None:
+        return forgotten
     listed = ", ".join(item["id"] for item in known[:5]) or "none"
-    raise ExperimentError(f"no NNI experiment '{experiment_id}'; the latest are: {listed}")
+    raise ExperimentError(f"no NNI experiment '{experiment}'; the latest are: {listed}")
+
+
+def _forgotten(folder: Path) -> dict[str, Any] | None:
+    """Describe the newest experiment with records in a folder, though NNI's list, lost on a full disk, lacks it."""
+    # Resolved, because nnictl makes a link to the latest experiment.
+    databases = sorted({path.resolve() for path in folder.glob("*/db/nni.sqlite")}, key=lambda p: p.stat().st_mtime_ns)
+    if not databases:
+        return None
+    experiment_id = databases[-1].parent.parent.name
+    managers = (item for item in psutil.process_iter(["cmdline"]) if experiment_id in (item.info["cmdline"] or ()))
+    pid = next((item.pid for item in managers if item.pid != os.getpid()), None)
+    return {"id": experiment_id, "logDir": str(folder), "pid": pid, "port": None, "status": "UNKNOWN"}
 
 
 def is_alive(record: dict[str, Any]) -> bool:
-    """Tell whether the manager of an experiment runs: its process, not another one that got its number since."""
+    """Tell whether the manager of an experiment runs."""
+    return _process_of(record) is not None
+
+
+def _process_of(record: dict[str, Any]) -> psutil.Process | None:
+    """Return the manager of an experiment, if it runs: it, not another process that got its number since."""
     try:
         process = psutil.Process(int(record["pid"]))
-        return process.status() != psutil.STATUS_ZOMBIE and record["id"] in process.cmdline()
+        return process if runs(process) and record["id"] in process.cmdline() else None
     except (psutil.NoSuchProcess, psutil.AccessDenied, KeyError, TypeError, ValueError):
-        return False
+        return None
 
 
 def running(record: dict[str, Any]) -> RunningExperiment:
     """Return the handle of an experiment of `records`."""
-    return RunningExperiment(str(record["id"]), int(record["port"]), int(record["pid"]))
+    return RunningExperiment(str(record["id"]), int(record["port"]), int(record["pid"]), folder=Path(record["logDir"]))
 
 
 def load_nni_config(config_file: Path) -> Any:  # NNI's ExperimentConfig, which is untyped
@@ -260,7 +292,7 @@ def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, ho
         Experiments().add_experiment(
             experiment_id,
             arguments.port,
-            int(time.time() * 1000),
+            _start_time_ms(),
             arguments.mode,
             config.experiment_name,
             pid=process.pid,
@@ -277,7 +309,7 @@ def _start(action: Any, experiment_id: str, config: Any, *, port: int | None, ho
             reason = last_line(log, err)
             raise ExperimentError(f"experiment {experiment_id}: NNI refused to start it: {reason}") from err
         raise
-    return RunningExperiment(experiment_id, arguments.port, process.pid, host)
+    return RunningExperiment(experiment_id, arguments.port, process.pid, host, working)
 
 
 def _spawn_at_a_port(arguments: Any, log: Path, host: str, port: int | None) -> subprocess.Popen[bytes]:
@@ -307,6 +339,11 @@ def _require_disk(folder: Path) -> None:
             f"{folder}: disk nearly full, {free / 1e6:.0f} MB free of {MIN_FREE_BYTES / 1e6:.0f} MB that an experiment "
             "needs at least; free space or write the experiment to another disk"
         )
+
+
+def _start_time_ms() -> int:
+    """Return the time, or one later than any in NNI's list: a clock set back must not make the newest look old."""
+    return max([int(time.time() * 1000), *(int(record["startTime"]) + 1 for record in records())])
 
 
 def _mark_stopped(experiment_id: str) -> None:

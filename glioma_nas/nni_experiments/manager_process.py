@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from glioma_nas.nni_experiments.loopback import LOOPBACK, exposed_addresses, gua
 _logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 90.0
+LEFTOVERS_TIMEOUT_S = 5.0
 
 _FIRST_PORT = 8080
 
@@ -169,10 +170,43 @@ def end_leftovers(experiment_id: str) -> None:
     found = [process for process in psutil.process_iter() if _belongs_to(process, experiment_id)]
     for process in found:
         _quietly(process.terminate)
-    _, alive = psutil.wait_procs(found, timeout=5)
+    alive = still_running(found, LEFTOVERS_TIMEOUT_S)
     for process in alive:
         _quietly(process.kill)
-    psutil.wait_procs(alive, timeout=5)
+    still_running(alive, LEFTOVERS_TIMEOUT_S)
+
+
+def end_process(process: psutil.Process, timeout_s: float) -> bool:
+    """Ask a process to end, wait for it, and tell whether it has; one that has ended by itself meanwhile has."""
+    _quietly(process.terminate)
+    return not still_running([process], timeout_s)
+
+
+def kill_process(process: psutil.Process, timeout_s: float) -> None:
+    """Kill a process and wait for its end."""
+    _quietly(process.kill)
+    still_running([process], timeout_s)
+
+
+def still_running(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until processes have ended and return those that have not."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        alive = [process for process in processes if runs(process)]
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.1)
+
+
+def runs(process: psutil.Process) -> bool:
+    """Tell whether a process runs: it, not another that got its number since, and not a zombie.
+
+    A zombie is one that has ended and that nobody has reaped, as in a container without an init process.
+    """
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _belongs_to(process: psutil.Process, experiment_id: str) -> bool:

@@ -84,6 +84,9 @@ def _ended(trials: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _why_gone(experiment: RunningExperiment, trials: Sequence[Mapping[str, Any]]) -> str:
+    full = _full_disk(experiment.folder)
+    if full is not None:
+        return f"experiment {experiment.id} ended ({_told(trials)}): {full}"
     known = {record["id"]: record["status"] for record in records()}
     if known.get(experiment.id) in ("STOPPING", "STOPPED"):
         return (
@@ -103,7 +106,8 @@ def summary(experiment: RunningExperiment, state: str, trials: Sequence[Mapping[
     failure = _first_failure(trials)
     told = _told(trials)
     if state == "ERROR" or not counts["SUCCEEDED"]:
-        reason = failure or "see log/nnimanager.log and log/dispatcher.log of the experiment"
+        reason = failure or _full_disk(experiment.folder)
+        reason = reason or "see log/nnimanager.log and log/dispatcher.log of the experiment"
         raise ExperimentError(f"experiment {experiment.id} failed ({told}); {reason}")
     best = _counts(trials)["best"]
     note = f"; {failure}" if failure else ""
@@ -151,9 +155,15 @@ def _first_failure(trials: Sequence[Mapping[str, Any]]) -> str | None:
     if path.is_file():
         lines = _tail(path).strip().splitlines()
         reason = lines[-1] if lines else "it left no message"
-        if shutil.disk_usage(path.parent).free < _FULL_BYTES:
-            reason += f"; the disk of {path.parent} is full"
+        full = _full_disk(path.parent)
+        reason += f"; {full}" if full else ""
     return f"first failing trial {first['trialJobId']}: {reason}"
+
+
+def _full_disk(folder: Path | None) -> str | None:
+    if folder is None or not folder.is_dir() or shutil.disk_usage(folder).free >= _FULL_BYTES:
+        return None
+    return f"the disk of {folder} is full; free space, then `glioma-nas nni stop` and `nni resume` continue"
 
 
 def _tail(path: Path, n_bytes: int = 4096) -> str:
