@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,15 @@ def metric(kind, sequence, value):
 send({"type": "request_parameter"})
 record = json.loads(json.loads(urllib.request.urlopen(url).read())["parameter"])
 number, mode = record["parameter_id"], record["parameters"]["mode"]
-values = [0.5] if not str(mode).startswith("curve") else [float(str(mode)[5:])] * 6
+rising = [1 - 0.5 ** (1 + epoch) for epoch in range(8)]
+values = [0.5] if not str(mode).startswith("curve") else [float(str(mode)[5:]) * share for share in rising]
 for sequence, value in enumerate(values):
     metric("PERIODICAL", sequence, {"default": value, "loss": 1 - value})
     if len(values) > 1:
         time.sleep(0.3)
+hold = os.path.join(os.environ.get("LIGHT_TRIALS_HELD", "/nowhere"), str(mode))
+while os.path.exists(hold):
+    time.sleep(0.1)
 if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if mode == "raises":
@@ -65,6 +69,36 @@ from glioma_nas.nni_experiments.trial_supervisor import supervise
 sys.exit(supervise([sys.executable, os.path.join(os.path.dirname(__file__), "light.py")]))
 """
 
+# NNI's manager looks at its trials every five seconds, which is most of what a light trial takes.
+_LOOK_EVERY_SECOND = """
+const Module = require('module');
+const load = Module._load;
+const hurried = new Set();
+Module._load = function (request, ...rest) {
+    const loaded = load.call(this, request, ...rest);
+    const manager = /(^|\\/)nnimanager$/.test(request) && loaded.NNIManager;
+    if (manager && !hurried.has(manager)) {
+        hurried.add(manager);
+        const run = manager.prototype.run;
+        manager.prototype.run = function () {
+            this.pollInterval = 1;
+            return run.call(this);
+        };
+    }
+    return loaded;
+};
+"""
+# nnictl kills a manager that does not start within 3 seconds, which a busy machine does not manage.
+_PATIENCE = """
+import site
+import sys
+
+if any(word.endswith("/nnictl") for word in sys.orig_argv):
+    from nni.experiment import launcher
+
+    launcher._check_rest_server.__defaults__ = (90, None)
+"""
+
 
 class Nni:
     """One user's NNI: a home folder of its own, and every process in it ended at the end."""
@@ -72,9 +106,11 @@ class Nni:
     def __init__(self, home: Path) -> None:
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
+        (home / "hurry.js").write_text(_LOOK_EVERY_SECOND)
         self.environment = {
             **os.environ,
             "HOME": str(home),
+            "NODE_OPTIONS": f"--require {home / 'hurry.js'}",
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "NO_COLOR": "1",
@@ -100,20 +136,20 @@ class Nni:
         self.call("nni", "create", folder, "--detach", **environment)
         return self.newest()
 
-    def start_plainly(self, folder: Path, first: str = "", **environment: str) -> dict[str, Any]:
-        """Create an experiment with plain ``nnictl create``, return its line of NNI's list.
+    def start_plainly(self, folder: Path, *, guard: Path | None = None, before: Sequence[str] = ()) -> dict[str, Any]:
+        """Create an experiment with the program ``nnictl``, return its line of NNI's list.
 
         Args:
             folder: Folder of the experiment.
-            first: What Python does before, such as reading site-packages.
-            environment: Variables.
+            guard: Folder with the file that `nni guard` writes, read as Python reads its site-packages at its start.
+            before: Words before the command, such as ``unshare --net``.
         """
-        # The program nnictl, but for its patience: it kills a manager that a busy machine does not start in 3 seconds.
-        patience = "from nni.experiment import launcher; launcher._check_rest_server.__defaults__ = (90, None)"
-        program = f"{first or 'pass'}; {patience}; from nni.tools.nnictl import nnictl; nnictl.parse_args()"
-        config, port = str(folder / "config.yml"), str(unused_port())
-        command = [sys.executable, "-c", program, "create", "--config", config, "--port", port]
-        self._run(command, check=True, extra=environment)
+        start_up = self.home / "start_up"
+        start_up.mkdir(exist_ok=True)
+        (start_up / "sitecustomize.py").write_text(_PATIENCE + (f"site.addsitedir({str(guard)!r})\n" if guard else ""))
+        path = f"{start_up}{os.pathsep}{self.environment['PYTHONPATH']}"
+        words = ["create", "--config", str(folder / "config.yml"), "--port", str(unused_port())]
+        self._run([*before, str(NNICTL), *words], check=True, extra={"PYTHONPATH": path})
         return self.newest()
 
     def records(self) -> list[dict[str, Any]]:
@@ -138,7 +174,11 @@ class Nni:
     def get(self, port: int, path: str) -> Any:
         import requests
 
-        return requests.get(f"http://127.0.0.1:{port}/api/v1/nni{path}", timeout=120).json()
+        answer = requests.get(f"http://127.0.0.1:{port}/api/v1/nni{path}", timeout=120)
+        try:
+            return answer.json()
+        except requests.JSONDecodeError:  # plain text, while the manager starts or ends
+            return {}
 
     def trials(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         found = self.get(record["port"], "/trial-jobs")
@@ -146,9 +186,9 @@ class Nni:
 
     def wait(self, record: dict[str, Any], state: str = "DONE", timeout_s: float = 120) -> None:
         def reached() -> bool:
-            found = self.get(record["port"], "/check-status")
-            assert found["status"] in (state, "INITIALIZED", "RUNNING", "NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL"), found
-            return bool(found["status"] == state)
+            found = self.get(record["port"], "/check-status").get("status", "INITIALIZED")
+            assert found in (state, "INITIALIZED", "RUNNING", "NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL"), found
+            return bool(found == state)
 
         until(reached, timeout_s, f"state {state}")
 

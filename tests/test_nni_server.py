@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ import pytest
 import requests
 
 from glioma_nas.errors import ExperimentError
+from glioma_nas.nni_experiments.experiment_folder import ASSESSORS
+from glioma_nas.nni_experiments.loopback import guard_state, install_guard
 from glioma_nas.nni_experiments.manager import RunningExperiment, is_alive
 from glioma_nas.nni_experiments.overview import summary
 from tests.nni_runs import Nni, light_trials, nni_in, until, unused_port, wait_for_waiting_trial, write_light_experiment
@@ -97,7 +102,9 @@ def see_records_in_tensorboard(nni: Nni, record: dict[str, object], trial: dict[
     records = Path(trial["logPath"]) / "tensorboard"
     records.mkdir()
     url = f"http://127.0.0.1:{record['port']}/api/v1/nni/tensorboard"
-    task = requests.post(url, json={"trials": trial["trialJobId"]}, timeout=20).json()
+    answer = requests.post(url, json={"trials": trial["trialJobId"]}, timeout=120)
+    assert answer.ok, answer.text
+    task = answer.json()
     assert [Path(folder) for folder in task["trialLogDirectoryList"]] == [records]
     manager = int(str(record["pid"]))
     until(lambda: int(task["port"]) in listening_ports(manager), 60, "TensorBoard listens")
@@ -141,9 +148,7 @@ def test_fifty_trials_are_all_in_the_export(nni: Nni, tmp_path: Path) -> None:
     record = nni.start(folder)
     nni.wait(record, timeout_s=240)
     assert Counter(trial["status"] for trial in nni.trials(record)) == {"SUCCEEDED": 60}
-    nni.nnictl("experiment", "export", record["id"], "-t", "csv", "-i", "-f", tmp_path / "all.csv")
-    with (tmp_path / "all.csv").open() as handle:
-        rows = list(csv.DictReader(handle))
+    rows = exported(nni, record, tmp_path)
     assert sorted(int(row["mode"]) for row in rows) == list(range(60))
     assert all(row["default"] == "0.5" and '"loss"' in row["intermediate"] and row["trialJobId"] for row in rows)
 
@@ -215,36 +220,167 @@ def test_failing_experiment_gives_a_status_and_the_first_trials_reason(nni: Nni,
     assert "ValueError: the moon is full" in done.stderr
 
 
-def test_assessor_stops_a_bad_trial_early_and_a_clock_jump_does_no_harm(nni: Nni, tmp_path: Path) -> None:
-    clock = tmp_path / "clock.js"
-    clock.write_text(
-        "const now = Date.now; const start = now();"
-        "Date.now = () => now() + (now() - start > 4000 ? (now() - start > 9000 ? -86400000 : 86400000) : 0);"
+def statuses_by_mode(nni: Nni, record: dict[str, Any]) -> dict[str, str]:
+    return {json.loads(t["hyperParameters"][0])["parameters"]["mode"]: t["status"] for t in nni.trials(record)}
+
+
+def test_curve_fitting_stops_a_trial_that_will_not_get_there(nni: Nni, tmp_path: Path) -> None:
+    # As `nni config --kind architecture --assessor Curvefitting` writes it, for trials of eight epochs.
+    arguments = {**ASSESSORS["Curvefitting"], "epoch_num": 8}
+    folder = write_light_experiment(
+        tmp_path / "fitted",
+        ["curve0.8", "curve0.79", "curve0.1"],
+        trialConcurrency=1,
+        assessor={"name": "Curvefitting", "classArgs": arguments},
     )
+    record = nni.start(folder)
+    nni.wait(record)
+    expected = {"curve0.8": "SUCCEEDED", "curve0.79": "SUCCEEDED", "curve0.1": "EARLY_STOPPED"}
+    assert statuses_by_mode(nni, record) == expected
+    (stopped,) = [trial for trial in nni.trials(record) if trial["status"] == "EARLY_STOPPED"]
+    assert len(nni.get(record["port"], f"/metric-data/{stopped['trialJobId']}")) >= arguments["start_step"]
+
+
+DAY_S = 86_400
+# The wall clock of every process of an experiment, offset by what a file says.
+NODE_CLOCK = """
+const fs = require('fs');
+const Real = Date;
+const now = () => Real.now() + 1000 * Number(fs.readFileSync(FILE));
+global.Date = new Proxy(Real, {
+    construct: (target, given) => given.length ? new target(...given) : new target(now()),
+    get: (target, key) => key === 'now' ? now : target[key],
+});
+"""
+PYTHON_CLOCK = """
+import time
+
+real = time.time
+time.time = lambda: real() + float(open(FILE).read())
+"""
+
+
+def test_clock_that_jumps_forward_and_back_harms_no_trial_and_no_record(nni: Nni, tmp_path: Path) -> None:
+    offset = tmp_path / "offset"
+    offset.write_text("0")
+    (tmp_path / "clock.js").write_text(NODE_CLOCK.replace("FILE", json.dumps(str(offset))))
+    (tmp_path / "sitecustomize.py").write_text(PYTHON_CLOCK.replace("FILE", repr(str(offset))))
+    nni.environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    nni.environment["NODE_OPTIONS"] += f" --require {tmp_path / 'clock.js'}"
+    held = hold_trials(nni, tmp_path, "curve0.8", "curve0.9")
     folder = write_light_experiment(
         tmp_path / "early",
         ["curve0.8", "curve0.9", "curve0.1"],
         trialConcurrency=1,
+        maxExperimentDuration="2h",
         assessor={"name": "Medianstop", "classArgs": {"optimize_mode": "maximize", "start_step": 3}},
     )
-    record = nni.start(folder, NODE_OPTIONS=f"--require {clock}")
+    began = time.monotonic()
+    record = nni.start(folder)
+
+    def epochs_of(number: int) -> list[dict[str, Any]]:
+        trials = [trial for trial in nni.trials(record) if int(trial["sequenceId"]) == number]
+        found = nni.get(record["port"], f"/metric-data/{trials[0]['trialJobId']}") if trials else []
+        return [item for item in found if item["type"] == "PERIODICAL"]
+
+    for number, jump_s in enumerate((DAY_S, -DAY_S)):
+        until(lambda number=number: epochs_of(number), 60, f"an epoch of trial {number}")  # type: ignore[misc]
+        offset.write_text(str(jump_s))
+        held[number].unlink()
     nni.wait(record)
-    found = {json.loads(t["hyperParameters"][0])["parameters"]["mode"]: t["status"] for t in nni.trials(record)}
-    assert found == {"curve0.8": "SUCCEEDED", "curve0.9": "SUCCEEDED", "curve0.1": "EARLY_STOPPED"}
+    elapsed_s = time.monotonic() - began
+
+    trials = sorted(nni.trials(record), key=lambda trial: int(trial["sequenceId"]))
+    assert [trial["status"] for trial in trials] == ["SUCCEEDED", "SUCCEEDED", "EARLY_STOPPED"]
+    assert list(statuses_by_mode(nni, record)) == ["curve0.8", "curve0.9", "curve0.1"]
+    # The clock did jump: a day onwards within the first trial, two back within the second.
+    lasted_s = [(trial["endTime"] - trial["startTime"]) / 1000 for trial in trials]
+    assert lasted_s == pytest.approx([DAY_S, -2 * DAY_S, 0], abs=elapsed_s)
+    # The experiment's own time, which would end it after two hours, did not.
+    profile = nni.get(record["port"], "/experiment")
+    assert 0 < profile["execDuration"] <= elapsed_s + 1
+    for number in (0, 1):
+        assert [int(item["sequence"]) for item in epochs_of(number)] == list(range(8))
+    rows = exported(nni, record, tmp_path)
+    assert {row["mode"]: json.loads(row["intermediate"])[-1]["default"] for row in rows} == {
+        "curve0.8": pytest.approx(0.8, rel=0.01),
+        "curve0.9": pytest.approx(0.9, rel=0.01),
+    }
+    assert status_of(nni)[record["id"]]["succeeded"] == 2
+
+
+def hold_trials(nni: Nni, folder: Path, *modes: str) -> list[Path]:
+    """Keep light trials of these modes from going on after their epochs; removing the files returned lets them."""
+    nni.environment["LIGHT_TRIALS_HELD"] = str(folder / "held")
+    (folder / "held").mkdir()
+    files = [folder / "held" / mode for mode in modes]
+    for file in files:
+        file.touch()
+    return files
+
+
+def exported(nni: Nni, record: dict[str, Any], folder: Path) -> list[dict[str, str]]:
+    """Return the table of ``nnictl experiment export -t csv -i``."""
+    nni.nnictl("experiment", "export", record["id"], "-t", "csv", "-i", "-f", folder / "all.csv")
+    with (folder / "all.csv").open() as handle:
+        return list(csv.DictReader(handle))
 
 
 def test_plain_nnictl_starts_the_same_folder_and_the_guard_closes_its_door(nni: Nni, tmp_path: Path) -> None:
     folder = write_light_experiment(tmp_path / "plain", ["fine"])
-    site = tmp_path / "site"
-    install = (
-        f"import pathlib, glioma_nas.nni_experiments.loopback as it; it.install_guard(pathlib.Path({str(site)!r}))"
-    )
-    subprocess.run([sys.executable, "-c", install], check=True, env=nni.environment)
-    # What Python does at its start with a .pth file in site-packages.
-    record = nni.start_plainly(folder, f"import site; site.addsitedir({str(site)!r})")
+    record = nni.start_plainly(folder, guard=install_guard(tmp_path / "site").parent)
     assert listening_addresses(record["pid"]) == {"127.0.0.1"}
     nni.wait(record)
+    assert [trial["status"] for trial in nni.trials(record)] == ["SUCCEEDED"]
     nni.nnictl("stop", record["id"])
+
+
+def test_trials_of_plain_nnictl_without_the_guard_refuse_to_run(nni: Nni, tmp_path: Path) -> None:
+    if guard_state()[0] != "absent":
+        pytest.skip("this Python environment has the guard")
+    # In a network of its own, because NNI then listens on all interfaces: there is but the loopback one.
+    alone = ["unshare", "--net", sys.executable, "-c", LOOPBACK_UP]
+    done = subprocess.run([*alone, "true"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a network for this test cannot be made: {done.stderr.strip()}")
+    folder = write_light_experiment(tmp_path / "open", ["fine"], trialConcurrency=1)
+    record = nni.start_plainly(folder, before=alone)
+    assert listens_everywhere(record["pid"])
+
+    def refusals() -> list[str]:
+        found = folder.glob("experiments/*/environments/*/trials/*/trial.stderr")
+        return [text for path in found if (text := path.read_text().strip())]
+
+    refusal = until(refusals, 60, "a trial that refuses")[0]
+    assert refusal.startswith("trial failed: refused: NNI listens on ")
+    assert "run `glioma-nas nni guard` once" in refusal
+    until(lambda: "FAILED" in events_of(folder), 60, "the trial counts as failed")
+    assert "SUCCEEDED" not in events_of(folder)
+
+
+# Brings up the loopback interface of a new network, then runs the words that follow.
+LOOPBACK_UP = """
+import fcntl, os, socket, struct, sys
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def listens_everywhere(pid: int) -> bool:
+    """Tell whether somebody listens on all interfaces in the network of a process."""
+    rows = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()
+    ]
+    return any(row[3] == "0A" and not row[1].split(":")[0].strip("0") for row in rows)
+
+
+def events_of(folder: Path) -> set[str]:
+    """Return what NNI's records say of trials, of an experiment that cannot be asked."""
+    # nnictl makes a link to the latest experiment beside it.
+    (database,) = {path.resolve() for path in folder.glob("experiments/*/db/nni.sqlite")}
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as records:
+        return {str(row[0]) for row in records.execute("select event from TrialJobEvent")}
 
 
 def test_manager_that_listens_elsewhere_is_refused_before_it_gets_the_experiment(nni: Nni, tmp_path: Path) -> None:
@@ -297,33 +433,44 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_full_disk_is_refused_before_the_start_and_a_reason_afterwards(
-    nni: Nni, tmp_path: Path, small_disk: Path
-) -> None:
-    folder = write_light_experiment(tmp_path / "full", ["fine", "loud"], experimentWorkingDirectory=str(small_disk))
-    refused = nni.call("nni", "create", folder, check=False)
-    assert refused.returncode == 2
-    assert "disk nearly full, 8 MB free of 500 MB" in refused.stderr
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
-    # Started all the same, as plain nnictl does, on a disk that one trial's output fills.
-    start = (
-        "from pathlib import Path; from glioma_nas.nni_experiments import manager; manager.MIN_FREE_BYTES = 0; "
-        f"manager.create(Path({str(folder)!r}))"
-    )
-    subprocess.run([sys.executable, "-c", start], env=nni.environment, check=True, timeout=120)
-    record = nni.newest()
-    until(lambda: shutil.disk_usage(small_disk).free < 1_000_000, 60, "a full disk")
-    assert listening_addresses(record["pid"]) <= {"127.0.0.1"}
-    nni.call("nni", "stop", record["id"])
-    for output in small_disk.rglob("trial.stdout"):
-        output.write_bytes(b"")
-    (folder / "code" / "light.py").write_text(
-        (folder / "code" / "light.py").read_text().replace('if mode == "loud"', "if False")
-    )
-    resume = start.replace(f"manager.create(Path({str(folder)!r}))", f"manager.resume({record['id']!r})")
-    subprocess.run([sys.executable, "-c", resume], env=nni.environment, check=True, timeout=120)
-    nni.wait(nni.newest())
-    assert {trial["status"] for trial in nni.trials(nni.newest())} <= {"SUCCEEDED", "USER_CANCELED"}
+
+def test_full_disk_is_refused_then_told_of_and_resume_completes_the_experiment(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    # The home folder, with NNI's list of experiments, lies there too.
+    with nni_in(small_disk) as nni:
+        modes = ["fine", "loud", "fine2"]
+        folder = write_light_experiment(small_disk / "full", modes, trialConcurrency=1)
+        refused = nni.call("nni", "create", folder, check=False)
+        assert refused.returncode == 2
+        assert "disk nearly full, 8 MB free of 500 MB" in refused.stderr
+
+        resize(small_disk, "600m")
+        (held,) = hold_trials(nni, tmp_path, "loud")
+        with ThreadPoolExecutor() as beside:
+            waiting = beside.submit(nni.call, "nni", "create", folder, check=False)
+            try:
+                record = until(lambda: nni.records()[-1:], 60, "the experiment is listed")[0]
+                until(
+                    lambda: statuses_by_mode(nni, record).get("loud") == "RUNNING", 60, "the trial that fills the disk"
+                )
+                assert statuses_by_mode(nni, record)["fine"] == "SUCCEEDED"
+                # Somebody else fills the disk but for less than the trial has to say.
+                resize(small_disk, f"{shutil.disk_usage(small_disk).used // 1024 + 500}k")
+                held.unlink()
+                done = waiting.result()
+            except BaseException:
+                nni.end()  # otherwise the one who waits would go on waiting
+                raise
+        assert done.returncode == 2
+        assert re.search(r"the disk of \S+ is full; free space, then", done.stderr), done.stderr
+
+        resize(small_disk, "600m")
+        nni.call("nni", "stop", folder)
+        assert "3 SUCCEEDED" in nni.call("nni", "resume", folder).stdout
 
 
 def test_trial_that_could_not_leave_a_message_on_a_full_disk_says_why(small_disk: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from glioma_nas.nni_experiments.loopback import exposed_addresses, guarded_environment
+from glioma_nas.nni_experiments.loopback import exposed_addresses, install_guard
+from glioma_nas.nni_experiments.trial_metrics import FINAL_KEYS
 from tests.nni_runs import Nni, nni_in, output_of, require_program, tensorboard_tags, until
 from tests.tiny_run import TINY_RUN, write_run
 
@@ -25,19 +26,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 TRAINING = {"epochs": 3, "steps_per_epoch": 12, "batch_size": 4, "learning_rate": 0.05}
 
 
-# What `nni guard` does for plain nnictl.
-GUARDED = {"NODE_OPTIONS": guarded_environment({})["NODE_OPTIONS"]}
-
-
 @pytest.fixture
 def nni(tmp_path: Path) -> Iterator[Nni]:
     with nni_in(tmp_path) as found:
         yield found
 
 
-def trial_after_epochs(experiment: Path, count: int) -> Path | None:
-    found = (path for path in experiment.glob("trials/*/epochs.json") if len(json.loads(path.read_text())) >= count)
-    return next(found, None)
+def trial_after_epochs(experiment: Path, count: int, beside: Path | None = None) -> Path | None:
+    """Return the epochs' file of a trial that has done so many, of another one than that in the folder ``beside``."""
+    files = (path for path in experiment.glob("trials/*/epochs.json") if path.parent != beside)
+    return next((path for path in files if len(json.loads(path.read_text())) >= count), None)
 
 
 def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_path: Path) -> None:
@@ -49,21 +47,41 @@ def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_pa
     )
     code = "".join(path.read_text() for path in (experiment / "code").rglob("*") if path.is_file())
     assert "cohort.csv" not in code and "P001" not in code
-    record = nni.start_plainly(experiment, **GUARDED)
+    record = nni.start_plainly(experiment, guard=install_guard(tmp_path / "site").parent)
     # Two, because a trial that began anew would be taken for one that does its only epoch again.
     epochs = until(lambda: trial_after_epochs(experiment, 2), 120, "two epochs of a trial")
     sockets = psutil.Process(record["pid"]).net_connections(kind="inet")
     listening = {item.laddr.ip for item in sockets if item.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"} and not exposed_addresses(record["pid"])
     os.kill(record["pid"], signal.SIGKILL)
-    done = nni.call("nni", "resume", record["id"])
-    # NNI's grid proposes the interrupted trial's parameters again; that one finds the result and shows the whole curve.
-    assert "3 SUCCEEDED" in done.stdout
-    rows = [(row["stage"], row["epoch"]) for row in json.loads(epochs.read_text())]
-    assert rows == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-
+    assert not (epochs.parent / "result.json").exists()
+    nni.call("nni", "resume", record["id"], "--detach")
     after = nni.newest()
-    for trial in nni.trials(after):
+
+    # The second trial is held in its search, so that the web UI is seen while the experiment runs.
+    held_epochs = until(
+        lambda: trial_after_epochs(experiment, 3, beside=epochs.parent), 240, "the second trial's epochs"
+    )
+    (held,) = [trial for trial in nni.trials(after) if trial["status"] == "RUNNING"]
+    processes = trial_processes(held["trialJobId"])
+    for process in processes:
+        process.suspend()
+    assert not (held_epochs.parent / "result.json").exists()
+    reported = nni.get(after["port"], f"/metric-data/{held['trialJobId']}")
+    curve = [json.loads(json.loads(item["data"]))["default"] for item in reported]
+    assert len(curve) >= 2 and curve == [row["default"] for row in json.loads(held_epochs.read_text())][: len(curve)]
+    state = nni.get(after["port"], "/check-status")["status"]
+    assert state in ("RUNNING", "NO_MORE_TRIAL")  # the latter while the last one runs
+    look_at_web_ui(after["port"], tmp_path, state, curve)
+    assert nni.get(after["port"], "/check-status")["status"] == state
+    for process in processes:
+        process.resume()
+
+    # NNI's grid proposes the interrupted trial's parameters again; that one finds the result and shows the whole curve.
+    nni.wait(after, timeout_s=240)
+    trials = nni.trials(after)
+    assert [trial["status"] for trial in trials] == ["SUCCEEDED"] * 3
+    for trial in trials:
         metrics = json.loads(json.loads(trial["finalMetricData"][0]["data"]))
         assert list(metrics)[:2] == ["default", "dice"] and 0 < metrics["default"] < 2
         assert metrics["latency_p95_ms"] >= metrics["latency_ms"] > 0
@@ -77,10 +95,22 @@ def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_pa
     with (tmp_path / "all.csv").open() as handle:
         table = list(csv.DictReader(handle))
     assert len(table) == 3
-    assert set(table[0]) >= {"default", "dice", "latency_ms", "seed", "intermediate", "auc_idh"}
+    assert set(table[0]) == {"strategy", "trialJobId", "intermediate", *FINAL_KEYS}
     assert {row["strategy"] for row in table} == {"co_search", "nni.gumbel_darts"}
     assert all(row["intermediate"].count('"epoch"') == 6 for row in table)
-    look_at_web_ui(after["port"], tmp_path)
+    rows = [(row["stage"], row["epoch"]) for row in json.loads(epochs.read_text())]
+    assert rows == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]  # none done twice
+
+
+def trial_processes(trial_id: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("NNI_TRIAL_JOB_ID") == trial_id:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
 
 
 @contextmanager
@@ -104,7 +134,8 @@ def browser(size: tuple[int, int] = (1500, 1200)) -> Iterator[Any]:
 _TEXTS = "return [...document.querySelectorAll(arguments[0])].map(item => item.textContent)"
 _PRESS = """
 const named = item => [item.textContent.trim(), item.name, item.title].includes(arguments[0]);
-const found = [...document.querySelectorAll('button')].find(named);
+const places = [...document.querySelectorAll(arguments[1])].filter(item => item.textContent.includes(arguments[2]));
+const found = places.flatMap(item => [...item.querySelectorAll('button')]).find(named);
 if (found) found.click();
 return Boolean(found);
 """
@@ -114,25 +145,61 @@ const wanted = boxes.filter(box => /dice|latency|hd95|seed/.test(box.textContent
 wanted.map(box => box.querySelector('input')).filter(input => !input.checked).forEach(input => input.click());
 return wanted.length;
 """
+# The curves that a chart (React's component above its canvas) was given, and how wide what it has drawn in colour is:
+# axes and their numbers are grey, and the legend stands above the first 40 pixels.
+_CURVES = """
+const canvas = document.querySelector(arguments[0] + ' canvas');
+if (!canvas) return null;
+let given = null;
+for (let box = canvas; box && !given; box = box.parentElement) {
+    const key = Object.keys(box).find(name => /^__react(Fiber|InternalInstance)/.test(name));
+    for (let node = key && box[key]; node && !given; node = node.return) {
+        given = node.memoizedProps && node.memoizedProps.option;
+    }
+}
+const scale = canvas.width / canvas.clientWidth, top = Math.ceil(45 * scale);
+const pixels = canvas.getContext('2d').getImageData(0, top, canvas.width, canvas.height - top).data;
+let first = canvas.width, last = -1;
+for (let at = 0; at < pixels.length; at += 4) {
+    const colours = [pixels[at], pixels[at + 1], pixels[at + 2]];
+    if (pixels[at + 3] > 128 && Math.max(...colours) - Math.min(...colours) > 60) {
+        const column = (at / 4) % canvas.width;
+        first = Math.min(first, column);
+        last = Math.max(last, column);
+    }
+}
+return {curves: given ? given.series.map(item => item.data) : [], width: (last - first) / canvas.width};
+"""
 
 
-def look_at_web_ui(port: int, shots: Path) -> None:
-    """Open every page a user looks at and read what stands there; screenshots go to ``shots``."""
+def look_at_web_ui(port: int, shots: Path, state: str, running: list[float]) -> None:
+    """Open every page a user looks at and read what stands there; screenshots go to ``shots``.
+
+    Args:
+        port: Of an experiment that runs, with a finished trial and one that has reported epochs.
+        shots: Folder.
+        state: The experiment's.
+        running: The default figure of the running trial's epochs.
+    """
     with browser() as driver:
 
         def shows(selector: str, *words: str) -> Any:
             found = driver.execute_script(_TEXTS, selector)
             return found and all(any(word in text for text in found) for word in words)
 
-        def press(name: str) -> None:
-            until(lambda: driver.execute_script(_PRESS, name), 30, f"a button '{name}'")
+        def press(name: str, place: str = "body", word: str = "") -> None:
+            until(lambda: driver.execute_script(_PRESS, name, place, word), 30, f"a button '{name}'")
+
+        def curves(chart: str) -> Any:
+            found = driver.execute_script(_CURVES, chart)
+            return found and found["width"] > 0.3 and [curve for curve in found["curves"] if curve]
 
         def shoot(name: str) -> None:
             driver.save_screenshot(str(shots / f"{name}.png"))
             assert (shots / f"{name}.png").stat().st_size > 10_000  # not a blank page
 
         driver.get(f"http://127.0.0.1:{port}/oview")
-        until(lambda: shows("body", "DONE", "SUCCEEDED"), 30, "the overview")
+        until(lambda: shows("body", state, "SUCCEEDED"), 30, "the overview of a running experiment")
         shoot("overview")
 
         driver.get(f"http://127.0.0.1:{port}/detail")
@@ -140,6 +207,7 @@ def look_at_web_ui(port: int, shots: Path) -> None:
         until(lambda: driver.execute_script(_TICK) >= 4, 30, "the columns dialog with our figures")
         press("Save")
         until(lambda: shows("body", "dice (metric)", "latency_p95_ms (metric)"), 30, "our columns")
+        until(lambda: shows(".ms-DetailsRow", "SUCCEEDED", "RUNNING"), 30, "a finished and a running trial")
         shoot("columns")
 
         press("Hyper-parameter")
@@ -147,8 +215,11 @@ def look_at_web_ui(port: int, shots: Path) -> None:
         shoot("hyper_parameters")
 
         press("Intermediate result")
-        press("Intermediate")
-        until(lambda: shows(".ms-Modal canvas, .ms-Dialog-main canvas"), 30, "a curve")
+        until(
+            lambda: running in (curves(".intermediate-graph") or []), 30, "the running trial's curve beside the others"
+        )
+        press("Intermediate", ".ms-DetailsRow", "RUNNING")
+        until(lambda: curves(".compare-modal") == [running], 30, "the running trial's curve by itself")
         shoot("intermediate")
 
 
@@ -189,7 +260,7 @@ def test_plugin_that_raises_fails_its_trial_with_the_reason(nni: Nni, tmp_path: 
     run = write_run(tmp_path, plugins=["faulty.py"], search=search, train=TRAINING)
     experiment = tmp_path / "experiment"
     nni.call("nni", "config", run, "--out", experiment, "--kind", "architecture", "--trials", 5, "--tuner", "Random")
-    record = nni.start_plainly(experiment, **GUARDED)
+    record = nni.start_plainly(experiment, guard=install_guard(tmp_path / "site").parent)
     nni.wait(record, timeout_s=240)
     trials = sorted(nni.trials(record), key=lambda trial: int(trial["sequenceId"]))
     reasons = [(output_of(trial) / "trial.stderr").read_text().strip().splitlines()[-1] for trial in trials[:4]]
