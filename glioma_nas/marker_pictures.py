@@ -14,7 +14,7 @@ from glioma_nas.files import atomic_path, write_bytes
 from glioma_nas.markers import MarkerCase, MetadataEncoder
 from glioma_nas.prepared import PreparedCase
 from glioma_nas.progress import Progress
-from glioma_nas.saliency import HasLastStages, grad_cam, overlay_png, randomised_similarity, to_volume
+from glioma_nas.saliency import HasStages, grad_cam, overlay_png, randomised_similarity, to_volume
 from glioma_nas.slice_classifier import SliceClassifierEvaluator
 
 
@@ -82,7 +82,7 @@ def draw_grad_cam(
     with progress.task("Grad-CAM", len(chosen)) as task:
         for case_id, fold, words in chosen:
             network, record = evaluator.load_network(folder / f"fold{fold}")
-            if not isinstance(network, HasLastStages):
+            if not isinstance(network, HasStages):
                 progress.note("Grad-CAM: this classifier does not say where to look; no maps")
                 return []
             case = by_id[case_id]

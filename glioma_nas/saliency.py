@@ -26,13 +26,17 @@ from glioma_nas.seeding import isolated_torch_rng
 Maps = NDArray[np.float32]
 
 
+MIN_PLACES = 6
+"""Places along a side of the maps looked at. After the last stage small slices have 1 to 3: nothing to see."""
+
+
 @runtime_checkable
-class HasLastStages(Protocol):
+class HasStages(Protocol):
     """A network that says which modules' maps are to be looked at."""
 
     @property
-    def last_stages(self) -> list[nn.Module]:
-        """One module a trunk, each giving maps (N, F, H', W')."""
+    def stages_of_trunks(self) -> list[list[nn.Module]]:
+        """The stages of every trunk from shallow to deep, each giving maps (N, F, H', W')."""
 
 
 class _OneInput(nn.Module):
@@ -55,7 +59,8 @@ def grad_cam(network: nn.Module, case: MarkerCase, metadata: NDArray[np.float32]
     Each slice's map is scaled to [0, 1] by itself; a slice in which nothing speaks for the class is 0.
 
     Args:
-        network: A trained `glioma_nas.slice_classifier.SliceNetwork` with ``last_stages``.
+        network: A trained `glioma_nas.slice_classifier.SliceNetwork` with ``stages_of_trunks``. Of each trunk the
+            deepest stage whose maps have at least `MIN_PLACES` places a side is looked at, the finest if none has.
         case: The patient's slices and masks.
         metadata: (2,), age and sex as `glioma_nas.markers.MetadataEncoder` gives them.
         positive: For the positive class; else for the negative one.
@@ -65,14 +70,14 @@ def grad_cam(network: nn.Module, case: MarkerCase, metadata: NDArray[np.float32]
     """
     from monai.visualize import GradCAM
 
-    if not isinstance(network, HasLastStages):
-        raise ConfigError(f"{type(network).__name__} has no last_stages: Grad-CAM does not know where to look")
+    if not isinstance(network, HasStages):
+        raise ConfigError(f"{type(network).__name__} has no stages_of_trunks: Grad-CAM does not know where to look")
     network.eval()
     wrapped = _OneInput(network, torch.from_numpy(np.asarray(metadata, dtype=np.float32)))
     names = {id(module): name for name, module in wrapped.named_modules()}
     stacked = torch.from_numpy(np.concatenate([case.images, case.mask[:, None].astype(np.float32)], axis=1))
     total = np.zeros(case.mask.shape, dtype=np.float32)
-    stages = network.last_stages
+    stages = _stages_to_see(wrapped, network.stages_of_trunks, stacked[:1])
     for stage in stages:
         cam = GradCAM(wrapped, target_layers=names[id(stage)], postprocessing=lambda maps: maps)
         for index in range(len(stacked)):
@@ -80,6 +85,24 @@ def grad_cam(network: nn.Module, case: MarkerCase, metadata: NDArray[np.float32]
             found = cam(stacked[index : index + 1].clone(), class_idx=int(positive))
             total[index] += _scaled(torch.relu(found)[0, 0].detach().numpy())
     return np.asarray(total / len(stages), dtype=np.float32)
+
+
+def _stages_to_see(wrapped: nn.Module, trunks: Sequence[Sequence[nn.Module]], one: Tensor) -> list[nn.Module]:
+    places: dict[int, int] = {}
+
+    def note(module: nn.Module, given: Any, maps: Tensor) -> None:
+        places[id(module)] = min(maps.shape[-2:])
+
+    hooks = [stage.register_forward_hook(note) for stages in trunks for stage in stages]
+    with torch.no_grad():
+        wrapped(one)
+    for hook in hooks:
+        hook.remove()
+    chosen = []
+    for stages in trunks:
+        fine = [stage for stage in stages if places[id(stage)] >= MIN_PLACES]
+        chosen.append(fine[-1] if fine else max(stages, key=lambda stage: places[id(stage)]))
+    return chosen
 
 
 def randomised_similarity(
@@ -131,7 +154,8 @@ def overlay_png(case: MarkerCase, maps: Maps, *, title: str, channels: Sequence[
             if case.mask[index].any():
                 shown.contour(case.mask[index], [0.5], colors="#39d0ff", linewidths=0.8)
             shown.set_axis_off()
-        axes[1, index].imshow(maps[index], cmap="inferno", vmin=0, vmax=1, alpha=0.55)
+        # Where nothing speaks for the class, the anatomy stays to be seen.
+        axes[1, index].imshow(maps[index], cmap="inferno", vmin=0, vmax=1, alpha=0.7 * maps[index])
         axes[0, index].set_title(f"slice {case.slices[index]}", fontsize=7)
     figure.suptitle(f"{title}; {channels[-1]}, outline: mask", fontsize=8)
     buffer = io.BytesIO()

@@ -81,11 +81,6 @@ class Stages(nn.Module):
             self.add_module(f"layer{number}", stage)
             before = width
 
-    @property
-    def last(self) -> nn.Module:
-        """The last stage."""
-        return list(self.children())[-1]
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the last stage's maps, (N, widths[-1], H', W')."""
         for stage in self.children():

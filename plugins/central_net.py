@@ -57,9 +57,9 @@ class CentralNet(SliceNetwork):
         self.attention = SliceAttention(features) if attention else None
 
     @property
-    def last_stages(self) -> list[nn.Module]:
-        """The module whose maps Grad-CAM looks at: the central branch's last stage."""
-        return [list(self.stages["central"].children())[-1]]
+    def stages_of_trunks(self) -> list[list[nn.Module]]:
+        """The stages whose maps Grad-CAM may look at: those of the central branch."""
+        return [list(self.stages["central"].children())]
 
     def forward(self, image: Tensor, mask: Tensor, metadata: Tensor) -> Mapping[str, Tensor]:
         """Return logits ``t1c``, ``t2f`` and ``final``, float32 (N,), and ``attention`` if wanted."""

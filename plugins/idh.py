@@ -48,9 +48,9 @@ class IdhNetwork(SliceNetwork):
         self.attention = SliceAttention(self.backbone.feature_channels) if attention else None
 
     @property
-    def last_stages(self) -> list[nn.Module]:
-        """The modules whose maps Grad-CAM looks at: the last stage of every trunk."""
-        return [trunk.last for trunk in self.trunks]
+    def stages_of_trunks(self) -> list[list[nn.Module]]:
+        """The stages whose maps Grad-CAM may look at; see `glioma_nas.saliency.HasStages`."""
+        return [list(trunk.children()) for trunk in self.trunks]
 
     def forward(self, image: Tensor, mask: Tensor, metadata: Tensor) -> Mapping[str, Tensor]:
         """Return ``final``, float32 (N,), and ``attention`` if wanted; see `SliceNetwork`."""

@@ -101,9 +101,9 @@ class KiNet(SliceNetwork):
         self.attention = SliceAttention(main[-1]) if attention else None
 
     @property
-    def last_stages(self) -> list[nn.Module]:
-        """The module whose maps Grad-CAM looks at: the main branch's last stage."""
-        return [self.main_stages[-1]]
+    def stages_of_trunks(self) -> list[list[nn.Module]]:
+        """The stages whose maps Grad-CAM may look at: those of the main branch."""
+        return [list(self.main_stages)]
 
     def forward(self, image: Tensor, mask: Tensor, metadata: Tensor) -> Mapping[str, Tensor]:
         """Return logits ``t1c``, ``t2f``, ``s1`` … ``s4``, ``final``, float32 (N,), and ``attention`` if wanted."""

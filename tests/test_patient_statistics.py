@@ -117,6 +117,23 @@ def test_delong_equals_pairwise_definition(rows):
         assert (paired.high - paired.low) / 2 == pytest.approx(1.959963985 * np.sqrt(expected), rel=1e-6)
 
 
+def test_delong_equals_what_another_implementation_says():
+    """The expected figures are those of pROC 1.18.0 on R 4.2.2: roc, var, ci and roc.test(method = "delong")."""
+    index = np.arange(40)
+    labels = (7 * index % 10 < 4).astype(int)
+    first = 13 * index % 37 + 9 * labels
+    second = (29 * index % 31 + 5 * labels) // 4  # with ties
+    for scores, expected in (
+        (first, (0.529947916666667, 0.00911105489193337, 0.342865736380981, 0.717030096952352)),
+        (second, (0.614583333333333, 0.00866254969303543, 0.43216395955956965, 0.797002707107097)),
+    ):
+        found = delong(labels, scores)
+        assert (found.value, auc_variance(labels, scores)[1], found.low, found.high) == pytest.approx(expected)
+    compared = paired_delong(labels, first, second)
+    assert compared.p_value == pytest.approx(0.505377973081311)
+    assert (compared.low, compared.high) == pytest.approx((-0.333688660459245, 0.164417827125912))
+
+
 @pytest.mark.parametrize(("per_class", "p_value"), [(2, 0.5), (10, 2.0**-9)])
 def test_paired_delong_is_not_certain_when_its_variance_is_zero(per_class, p_value):
     labels = [0] * per_class + [1] * per_class

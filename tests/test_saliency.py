@@ -29,8 +29,8 @@ class Brightness(SliceNetwork):
         nn.init.ones_(self.stage.weight)
 
     @property
-    def last_stages(self):
-        return [self.stage]
+    def stages_of_trunks(self):
+        return [[self.stage]]
 
     def forward(self, image, mask, metadata):
         return {"final": self.stage(image[:, :1]).mean(dim=(2, 3))[:, 0]}
@@ -42,6 +42,26 @@ def test_map_is_the_evidence_of_each_pixel_for_the_class(positive, sign):
     maps = grad_cam(Brightness(), case, METADATA, positive=positive)
     evidence = np.maximum(sign * case.images[:, 0], 0)
     np.testing.assert_allclose(maps, evidence / evidence.max(axis=(1, 2), keepdims=True), atol=1e-5)
+
+
+class CoarseEnd(Brightness):
+    """The same, over a last stage of 2×2 places, as a small slice has after four stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.end = nn.AdaptiveAvgPool2d(2)
+
+    @property
+    def stages_of_trunks(self):
+        return [[self.stage, self.end]]
+
+    def forward(self, image, mask, metadata):
+        return {"final": self.end(self.stage(image[:, :1])).mean(dim=(2, 3))[:, 0]}
+
+
+def test_map_is_taken_from_a_stage_that_is_fine_enough_to_show_a_place():
+    case = phantom_cases(2)[1]
+    np.testing.assert_allclose(grad_cam(CoarseEnd(), case, METADATA), grad_cam(Brightness(), case, METADATA), atol=1e-5)
 
 
 NETWORKS = {
@@ -86,5 +106,5 @@ def test_maps_are_put_back_where_the_slices_were():
 
 
 def test_network_that_does_not_say_where_to_look_is_refused():
-    with pytest.raises(ConfigError, match="has no last_stages: Grad-CAM does not know where to look"):
+    with pytest.raises(ConfigError, match="has no stages_of_trunks: Grad-CAM does not know where to look"):
         grad_cam(nn.Identity(), phantom_cases(2)[1], METADATA)
