@@ -27,7 +27,9 @@ Maps = NDArray[np.float32]
 
 
 MIN_PLACES = 6
-"""Places along a side of the maps looked at. After the last stage small slices have 1 to 3: nothing to see."""
+"""Places along a side that the last stage needs: a slice of 96 pixels has 3 there, and 6 after the stage before.
+
+Still earlier stages are not looked at: there one mean gradient for a whole channel says little about the class."""
 
 
 @runtime_checkable
@@ -60,7 +62,7 @@ def grad_cam(network: nn.Module, case: MarkerCase, metadata: NDArray[np.float32]
 
     Args:
         network: A trained `glioma_nas.slice_classifier.SliceNetwork` with ``stages_of_trunks``. Of each trunk the
-            deepest stage whose maps have at least `MIN_PLACES` places a side is looked at, the finest if none has.
+            last stage is looked at, or the one before where the last has fewer than `MIN_PLACES` places a side.
         case: The patient's slices and masks.
         metadata: (2,), age and sex as `glioma_nas.markers.MetadataEncoder` gives them.
         positive: For the positive class; else for the negative one.
@@ -98,11 +100,7 @@ def _stages_to_see(wrapped: nn.Module, trunks: Sequence[Sequence[nn.Module]], on
         wrapped(one)
     for hook in hooks:
         hook.remove()
-    chosen = []
-    for stages in trunks:
-        fine = [stage for stage in stages if places[id(stage)] >= MIN_PLACES]
-        chosen.append(fine[-1] if fine else max(stages, key=lambda stage: places[id(stage)]))
-    return chosen
+    return [stages[-1] if places[id(stages[-1])] >= MIN_PLACES else stages[-2:][0] for stages in trunks]
 
 
 def randomised_similarity(
