@@ -19,7 +19,9 @@ from typing import Any
 
 import nni.nas.strategy  # noqa: F401  # first: nni.nas.oneshot before it leaves NNI's one-shot strategies unusable
 import torch
+from nni.mutable import Mutable
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, MutableModule
+from nni.nas.oneshot.pytorch.supermodule._expression_utils import traverse_all_options
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.operation import NATIVE_MIXED_OPERATIONS, MixedOperationSamplingPolicy
 from torch import Tensor, nn
@@ -236,36 +238,108 @@ class RelaxedInput(InputChoice, BaseSuperNetModule):
 
 
 class SlotPolicy(MixedOperationSamplingPolicy):
-    """Give NNI's sliced layers the values of the active relaxation, and their gates the gradient.
+    """Give NNI's sliced layers the values of the active relaxation, and their weights the gradient of its gates.
+
+    Where a choice has a gate, layers run at their widest and what *reads* channels, or holds a kernel, masks its
+    weights: NNI sums the slices of all values, weighted by the straight-through one-hot. What passes is the chosen
+    value's, and every value's gate gets the gradient of its own slice. One factor 1 at a layer's output would carry
+    none where batch norm follows, and masks at both ends of a channel would hide from each end what the other turned
+    off.
 
     Args:
         slot: Where the relaxation stands.
-        operation: The sliced layer; the active gates of the choices in its arguments multiply its output.
+        operation: The sliced layer.
         memo: Not used.
         mutate_kwargs: Not used.
+
+    Raises:
+        ArchitectureError: An argument is chosen that a supernet cannot mix so.
+
+    Reference:
+        Wan et al., FBNetV2, CVPR 2020, sec. 3.2 (channels); Stamoulis et al., Single-Path NAS, ECML 2019 (kernels).
     """
 
+    _MASKED = ("in_channels", "in_features", "kernel_size", "kdim", "vdim")
+    _WIDEST = ("out_channels", "out_features", "num_features", "groups", "padding")
+
     def __init__(self, slot: RelaxationSlot, operation: Any, memo: Any, mutate_kwargs: Any) -> None:
+        arguments = operation.mutable_arguments
         self._slot = slot
-        self._labels = sorted({label for item in operation.mutable_arguments.values() for label in item.simplify()})
-        operation.register_forward_hook(self._gate)
+        self._labels = {name: list(item.simplify()) for name, item in arguments.items()}
+        self.labels = {label for labels in self._labels.values() for label in labels}
+        obstacle = self._obstacle(operation, arguments)
+        if obstacle:
+            raise ArchitectureError(
+                f"{', '.join(sorted(self.labels))}: a {operation.bound_type.__name__} whose {obstacle} cannot be "
+                "searched by gradient; fix the value, or choose among layers with LayerChoice"
+            )
+        # The channels of grouped convolutions have no common weights to mask: their neighbours carry the gradient.
+        grouped = {"in_channels"} if "groups" in arguments else set()
+        self._masked = {name for name in arguments if name in self._MASKED} - grouped
+        self._widest = {name: max(traverse_all_options(item)) for name, item in arguments.items()}
+        self.carried = {label for name in self._masked for label in self._labels[name]}
 
     def forward_argument(self, operation: Any, name: str) -> Any:
-        """Return the active value of one argument; called by NNI in every pass."""
-        if name in operation.mutable_arguments:
-            return operation.mutable_arguments[name].freeze(dict(self._slot.current.values))
-        return operation.init_arguments[name]
+        """Return the active value of one argument, or value → weight; called by NNI in every pass."""
+        if name not in operation.mutable_arguments:
+            return operation.init_arguments[name]
+        current, chosen = self._slot.current, operation.mutable_arguments[name]
+        if not any(label in current.gates for label in self._labels[name]):
+            return chosen.freeze(dict(current.values))
+        if name not in self._masked:
+            return self._widest[name]
+        weights = {
+            label: current.gates[label]
+            if label in current.gates
+            else [float(value == current.values[label]) for value in mutable.values]
+            for label, mutable in chosen.simplify().items()
+        }
+        return dict(traverse_all_options(chosen, weights=weights))
 
-    def _gate(self, operation: nn.Module, inputs: Any, output: Any) -> Any:
-        current = self._slot.current
-        gates = [current.gates[label].max() for label in self._labels if label in current.gates]
-        if not gates or not isinstance(output, Tensor):
-            return output
-        return output * torch.stack(gates).prod()
+    def _obstacle(self, operation: Any, arguments: Mapping[str, Any]) -> str | None:
+        for name in arguments:
+            if name not in (*self._MASKED, *self._WIDEST):
+                return f"{name} is chosen"
+        if "padding" in arguments and "kernel_size" not in arguments:
+            return "padding is chosen and kernel_size is not"
+        if "groups" in arguments and not _in_proportion(arguments):
+            return "groups are chosen out of proportion to in_channels and out_channels"
+        if "groups" not in arguments and "in_channels" in arguments and operation.init_arguments["groups"] != 1:
+            return "in_channels is chosen and groups are not"
+        for name in ("kdim", "vdim"):
+            if name in arguments and operation.init_arguments["embed_dim"] in traverse_all_options(arguments[name]):
+                return f"{name} may equal its embed_dim (NNI 3.0 has no weights for that case)"
+        if "kernel_size" in arguments and not _is_centred(operation):
+            return "padding does not follow its kernel_size (padding=kernel_size // 2)"
+        return None
 
     resample = RelaxedLayer.resample
     export = RelaxedLayer.export
     export_probs = RelaxedLayer.export_probs
+
+
+def _in_proportion(arguments: Mapping[str, Any]) -> bool:
+    """Whether the channels of each group of a convolution are always the same."""
+    if not {"in_channels", "out_channels"} <= set(arguments):
+        return False
+    ratios = [arguments[name] / arguments["groups"] for name in ("in_channels", "out_channels")]
+    return all(len(traverse_all_options(ratio)) == 1 for ratio in ratios)
+
+
+def _is_centred(operation: Any) -> bool:
+    """Whether every kernel of a convolution reads what the middle of the largest one reads."""
+    kernel = operation.mutable_arguments["kernel_size"]
+    padding = operation.mutable_arguments.get("padding", operation.init_arguments["padding"])
+    sample: dict[str, Any] = {}
+    margins = set()
+    for size in kernel.grid(memo=sample):
+        if isinstance(padding, Mutable) and not set(padding.simplify()) <= set(sample):
+            return False
+        pad = padding.freeze(sample) if isinstance(padding, Mutable) else padding
+        if not isinstance(size, int) or not isinstance(pad, int):
+            return False
+        margins.add(size - 2 * pad)
+    return len(margins) == 1
 
 
 def relaxation_hooks(slot: RelaxationSlot) -> list[Any]:

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from glioma_nas.architecture import Architecture
 from glioma_nas.errors import ArchitectureError, ConfigError, did_you_mean
 from glioma_nas.registry import strategies
-from glioma_nas.relaxation import RelaxationSlot, relaxation_hooks
+from glioma_nas.relaxation import RelaxationSlot, SlotPolicy, relaxation_hooks
 from glioma_nas.seeding import isolated_torch_rng
 from glioma_nas.strategies.architecture_parameters import ArchitectureParameters, choices_of, groups_of, skips_of
 from glioma_nas.strategies.candidate_choice import BRANCHES_LABEL, CandidateChoice
@@ -174,12 +174,14 @@ class LatencyRegularisedSearch(CandidateChoice, OneShotStrategy):
         self.check_space(model)
         with isolated_torch_rng(self.seed, "supernet"):
             try:
-                return super().mutate_model(model)
+                supernet = super().mutate_model(model)
             except TypeError as err:
                 raise ArchitectureError(
                     f"this space cannot become a supernet ({err}); supported are LayerChoice, InputChoice of one "
                     "input, and numeric choices in NNI's mutable layers such as MutableConv2d"
                 ) from err
+        require_gradients(supernet)
+        return supernet
 
     def check_space(self, space: Any) -> None:
         """Look at a space before anything is searched.
@@ -320,6 +322,24 @@ class LatencyDarts(LatencyRegularisedSearch):
     """Search one network by DARTS with decoupled, differentiable latency (thesis 4.3.2-4.3.3)."""
 
     architectures = ("student",)
+
+
+def require_gradients(supernet: Any) -> None:
+    """Make sure that the loss can tell the values of every numeric choice apart.
+
+    Raises:
+        ArchitectureError: No layer reads what a choice sets.
+    """
+    policies = [getattr(module, "sampling_policy", None) for module in supernet.modules()]
+    sliced = [policy for policy in policies if isinstance(policy, SlotPolicy)]
+    lost = {label for policy in sliced for label in policy.labels} - {
+        label for policy in sliced for label in policy.carried
+    }
+    if lost:
+        raise ArchitectureError(
+            f"choice '{min(lost)}' gets no gradient: no layer with in_channels, in_features, kdim or vdim of that "
+            "choice reads what it sets; fix its value, or choose among layers with LayerChoice"
+        )
 
 
 def _argmax_choice(space: Any, label: str, weight: Any) -> Any:
