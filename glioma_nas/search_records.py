@@ -34,9 +34,24 @@ class ArchitectureHistory(Callback):
             return
         new = pd.DataFrame([{"epoch": trainer.current_epoch, **row} for row in rows])
         if trainer.current_epoch > 0 and self._path.is_file():
-            old = pd.read_csv(self._path, dtype={"value": str}, keep_default_na=False)
+            old = self._read()
             new = pd.concat([old[old.epoch < trainer.current_epoch], new])
         write_text(self._path, new.to_csv(index=False))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See Lightning; a search that stopped early may have gone back to the parameters of the epoch before."""
+        rows = architecture_rows(pl_module)
+        if not rows or not self._path.is_file():
+            return
+        old = self._read()
+        last = int(old.epoch.max())
+        new = pd.concat([old[old.epoch < last], pd.DataFrame([{"epoch": last, **row} for row in rows])])
+        text = new.to_csv(index=False)
+        if text != self._path.read_text(encoding="utf-8"):
+            write_text(self._path, text)
+
+    def _read(self) -> pd.DataFrame:
+        return pd.read_csv(self._path, dtype={"value": str}, keep_default_na=False, float_precision="round_trip")
 
 
 class TensorBoardRecord(Callback):

@@ -85,6 +85,8 @@ class _NniMultiTrial(Strategy):
             SearchError: Sorted, and there are results, but of networks slower than the limit alone.
         """
         models = list(super().list_models(sort=sort, limit=None))
+        if sort and self.latency_limit_ms is not None and not list(self.engine.list_models()):
+            raise SearchError(f"no network that it came to keeps latency_limit_ms {self.latency_limit_ms:g}; raise it")
         if sort:
             kept = [model for model in models if self.keeps_limit(model.sample)]
             if models and not kept:

@@ -5,24 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nni
 import pandas as pd
 import pytest
 import torch
 from nni.nas.evaluator import FunctionalEvaluator
+from nni.nas.experiment import NasExperiment
+from nni.nas.experiment.config import SequentialEngineConfig
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import GridSearch
 from torch import nn
 
-from glioma_nas.errors import ConfigError, DivergedError, PluginError
+from glioma_nas.errors import ConfigError, DivergedError, PluginError, SearchError
 from glioma_nas.evaluators.segmentation import SegmentationEvaluator
 from glioma_nas.evaluators.segmentation_module import SegmentationModule
-from glioma_nas.nni_bridge import TrialEngine, explore, trials_of
+from glioma_nas.nni_bridge import TrialEngine, explore, found_architectures, trials_of
 from glioma_nas.registry import strategies
 from glioma_nas.search_spaces.nasbranet import NASBraNet
 from glioma_nas.strategies import nni_faults
 from glioma_nas.strategies.nni_multi_trial import NniEvolution, NniGrid, NniRandom, NniTpe
 from glioma_nas.strategies.nni_one_shot import NniDarts, NniProxyless, NniRandomOneShot
+from glioma_nas.strategies.one_shot import LatencyDarts
+from glioma_nas.strategies.random_paths import RandomWithSharedWeights
 from glioma_nas.testing.prepared_phantoms import prepare_phantom_cohort
 from glioma_nas.testing.strategy_suite import ArithmeticProfiler
 
@@ -58,6 +63,7 @@ def test_grid_keeps_the_sample_of_each_model() -> None:
         (lambda: NniTpe(tpe_args={"n_startup_jobs": 1}), "must be at least 2"),
         (lambda: NniRandom(trials=0), "trials is 0; give at least 1"),
         (lambda: NniRandom(target_exponents=(0.0, -1.0)), "need target_latency_ms"),
+        (lambda: NniTpe(latency_limit_ms=1.0), "nni.tpe: latency_limit_ms needs a profiler"),
     ],
 )
 def test_impossible_option_is_refused(make: Any, message: str) -> None:
@@ -185,3 +191,95 @@ def _drawn(space: NASBraNet) -> dict[str, Any]:
     sample: dict[str, Any] = {}
     space.random(sample)
     return sample
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [NniRandom, NniEvolution, NniGrid, RandomWithSharedWeights])
+def test_no_network_slower_than_the_limit_is_drawn(prepared: Path, tmp_path: Path, make: Any) -> None:
+    space = make_space()
+    profiler = ArithmeticProfiler(space)
+    limit_ms = sorted(profiler.profile(_drawn(space)) for _ in range(40))[8]
+    options = {"n_candidates": 3, "paths": 1} if make is RandomWithSharedWeights else {"trials": 3}
+    strategy = make(profiler=profiler, latency_limit_ms=limit_ms, **options)
+    explore(space, make_evaluator(prepared, tmp_path), strategy)
+    samples = [trial.sample for trial in trials_of(strategy)]
+    found = found_architectures(strategy, make_space())["student"].sample()
+    latencies = [ArithmeticProfiler(make_space()).profile(sample) for sample in (*samples, found)]
+    assert max(latencies) <= limit_ms and len(samples) in (0, 3)
+
+
+class FiveMilliseconds:
+    """Prices everything alike."""
+
+    def profile(self, sample: Any) -> float:
+        return 5.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (NniTpe, "none of the 2 networks that were trained keeps latency_limit_ms 1: the fastest takes 5 ms"),
+        (NniRandom, "no network that it came to keeps latency_limit_ms 1"),
+        (NniGrid, "no network that it came to keeps latency_limit_ms 1"),
+    ],
+)
+def test_limit_is_never_given_up_silently(make: Any, message: str) -> None:
+    with pytest.raises(SearchError, match=message):
+        search_small_space(make(profiler=FiveMilliseconds(), latency_limit_ms=1.0, trials=2))
+
+
+def search_small_space(strategy: Any) -> Any:
+    evaluator = FunctionalEvaluator(lambda model: nni.report_final_result(0.5))
+    return list(explore(SmallSpace(), evaluator, strategy).list_models())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NniRandom(trials=2),
+        lambda: NniTpe(trials=2),
+        lambda: NniDarts(pretrain_epochs=1),
+        lambda: LatencyDarts(latency_weight=0, pretrain_epochs=1, finetune_steps=0, recalibration_batches=1),
+        lambda: RandomWithSharedWeights(n_candidates=2, paths=1, recalibration_batches=1),
+    ],
+    ids=["nni.random", "nni.tpe", "nni.darts", "latency_darts", "random_with_shared_weights"],
+)
+def test_strategy_runs_in_a_plain_nas_experiment(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # NNI keeps a list of experiments there
+    strategy = make()
+    experiment = NasExperiment(make_space(), make_evaluator(prepared, tmp_path / "run", epochs=2), strategy)
+    experiment.config.experiment_working_directory = str(tmp_path)
+    experiment.config.execution_engine = SequentialEngineConfig()
+    experiment.run()
+    (model,) = experiment.export_top_models(top_k=1, formatter="instance")
+    assert model.eval()(torch.zeros(1, 2, 32, 32)).shape == (1, 2, 32, 32)
+    if hasattr(strategy, "trials"):
+        assert len(trials_of(strategy)) == 2
+
+
+def test_search_whose_trials_all_fail_says_so(tmp_path: Path) -> None:
+    def fail(model: Any) -> None:
+        raise DivergedError("no finite loss")
+
+    strategy = explore(SmallSpace(), FunctionalEvaluator(fail), NniRandom(trials=2))
+    assert [trial.status for trial in trials_of(strategy)] == ["failed", "failed"]
+    with pytest.raises(SearchError, match="every trial failed"):
+        found_architectures(strategy, SmallSpace())
+
+
+@pytest.mark.slow
+def test_nni_darts_keeps_the_course_of_its_probabilities(prepared: Path, tmp_path: Path) -> None:
+    strategy = NniDarts(arc_learning_rate=0.1)
+    explore(make_space(), make_evaluator(prepared, tmp_path, epochs=2), strategy)
+    course = pd.read_csv(tmp_path / "architecture_history.csv", keep_default_na=False)
+    assert set(course.epoch) == {0, 1} and {"operator", "scale", "width"} <= set(course.kind)
+    assert course.groupby(["epoch", "label"]).probability.sum().to_numpy() == pytest.approx(1.0, abs=1e-5)
+    last = course[course.epoch == 1].sort_values("probability").groupby("label").value.last()
+    found = found_architectures(strategy, make_space())["student"].sample()
+    decided = {label: str(value[0] if isinstance(value, list) else value) for label, value in found.items()}
+    assert {label: decided[label] for label in last.index} == last.to_dict()
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert history.entropy_operator.iloc[1] < history.entropy_operator.iloc[0] <= 1.0

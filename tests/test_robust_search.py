@@ -222,6 +222,9 @@ def test_early_stop_ends_the_search_and_is_noted_also_after_a_restart(prepared: 
     assert any("preferred a skip" in note for note in first.notes)
     assert again.notes == first.notes and again.found == first.found
     assert len(pd.read_csv(tmp_path / "history.csv")) < 6
+    course = pd.read_csv(tmp_path / "architecture_history.csv", keep_default_na=False)
+    kept = [row["logit"] for row in first.oneshot_module.architecture_rows()]
+    assert course[course.epoch == course.epoch.max()].logit.tolist() == pytest.approx(kept)
 
 
 @pytest.mark.slow

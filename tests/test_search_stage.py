@@ -169,3 +169,16 @@ def test_search_that_cannot_fit_into_memory_is_refused_with_a_batch_size_that_ca
 ) -> None:
     with pytest.raises(ResourceError, match=r"set search\.batch_size to \d+ or less"):
         run_search(run_folder, strategy, batch_size=10**7)
+
+
+def test_loss_of_the_search_comes_from_the_configuration(run_folder: Path) -> None:
+    named = {"loss": "dice_ce", "auxiliary_weight": 0.5, "weight_decay": 0.0, "logit_weights": {"scale_2": 2.0}}
+    options = {"recalibration_batches": 1, "finetune_steps": 0}
+    first = []
+    for chosen in ({}, named):
+        search = run_search(run_folder, "latency_darts", strategy_options=options, **chosen)
+        first.append(float(pd.read_csv(search / "history.csv").loss_weights.iloc[0]))
+    # An untrained network: focal CE of two classes is near 0.25·ln 2, cross-entropy alone near ln 2.
+    assert first[0] < 0.5 < first[1]
+    with pytest.raises(ConfigError, match=r"logit_weights.pair_2_16: no such map; allowed: pair_"):
+        run_search(run_folder, "latency_darts", strategy_options=options, logit_weights={"pair_2_16": 1.0})

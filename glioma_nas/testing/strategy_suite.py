@@ -14,6 +14,7 @@ import nni
 import numpy as np
 import pytest
 import torch
+from nni.nas.oneshot.pytorch.supermodule.differentiable import GumbelSoftmax
 from nni.nas.profiler import Profiler
 from nni.nas.strategy.base import Strategy
 from torch import Tensor
@@ -62,6 +63,14 @@ def _history(folder: Path) -> str | None:
     return path.read_text() if path.is_file() else None
 
 
+def _temperatures(strategy: Any) -> list[float]:
+    """Return τ of every Gumbel-softmax that a supernet of NNI's ends with."""
+    supernet = (
+        getattr(strategy, "supernet", torch.nn.Module()) if hasattr(type(strategy), "supernet") else torch.nn.Module()
+    )
+    return [float(module.tau) for module in supernet.modules() if isinstance(module, GumbelSoftmax)]
+
+
 class StrategySuite:
     """Shared tests of strategies.
 
@@ -102,16 +111,25 @@ class StrategySuite:
             pretrain_epochs=self.pretrain_epochs,
         )
 
-    def make_evaluator(self, prepared: Path, folder: Path) -> Any:
+    def make_evaluator(self, prepared: Path, folder: Path, *, epochs: int | None = None) -> Any:
         """Build the evaluator of a short search."""
         return evaluators.get("segmentation")(
-            str(prepared), SEQUENCES, folder=str(folder), epochs=self.epochs, steps_per_epoch=2, batch_size=4, seed=5
+            str(prepared),
+            SEQUENCES,
+            folder=str(folder),
+            epochs=epochs or self.epochs,
+            steps_per_epoch=2,
+            batch_size=4,
+            seed=5,
         )
 
-    def search(self, prepared: Path, folder: Path, **options: Any) -> tuple[Any, dict[str, Architecture]]:
+    def search(
+        self, prepared: Path, folder: Path, *, epochs: int | None = None, **options: Any
+    ) -> tuple[Any, dict[str, Architecture]]:
         """Run the strategy under test; return it and what it found."""
         space = self.make_space()
-        strategy = explore(space, self.make_evaluator(prepared, folder), self.make_strategy(space, **options))
+        evaluator = self.make_evaluator(prepared, folder, epochs=epochs)
+        strategy = explore(space, evaluator, self.make_strategy(space, **options))
         return strategy, found_architectures(strategy, self.make_space())
 
     def test_is_a_documented_nni_strategy(self) -> None:
@@ -174,16 +192,19 @@ class StrategySuite:
             return step(self, batch, batch_idx)
 
         monkeypatch.setattr(module, "training_step", counted)
-        whole, found = self.search(prepared, tmp_path / "whole")
-        last[0] = 0.7 * len(steps)
+        # An epoch more, so that the one that is cut off comes after the architecture has moved.
+        epochs = self.epochs + 1
+        whole, found = self.search(prepared, tmp_path / "whole", epochs=epochs)
+        last[0] = 0.8 * len(steps)
         steps.clear()
         with pytest.raises(_PowerCut):
-            self.search(prepared, tmp_path / "cut")
+            self.search(prepared, tmp_path / "cut", epochs=epochs)
         last[0] = float("inf")
-        resumed, again = self.search(prepared, tmp_path / "cut")
+        resumed, again = self.search(prepared, tmp_path / "cut", epochs=epochs)
         assert again == found
         assert trials_of(resumed) == trials_of(whole)
         assert _history(tmp_path / "cut") == _history(tmp_path / "whole")
+        assert _temperatures(resumed) == _temperatures(whole)
 
     def test_latency_weight_is_followed_or_noted(self, prepared: Path, tmp_path: Path) -> None:
         strategy = self.make_strategy(self.make_space(), latency_weight=0.5)
