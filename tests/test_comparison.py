@@ -285,7 +285,8 @@ def test_comparison_survives_a_failed_search_and_continues(tmp_path: Path, broke
     (tmp_path / "broken.py").write_text(broken_strategy)
     command = [
         *("compare", str(path), "--strategies", "broken,random_with_shared_weights,nni.random"),
-        *("--seeds", "1", "--trials", "2", "--rank-networks", "4", "--plugin", str(tmp_path / "broken.py")),
+        *("--seeds", "1", "--trials", "2", "--trainings", "2", "--rank-networks", "4"),
+        *("--plugin", str(tmp_path / "broken.py")),
         *("--out", str(tmp_path / "out"), "--json"),
     ]
     done = CliRunner().invoke(app, command)
@@ -299,7 +300,8 @@ def test_comparison_survives_a_failed_search_and_continues(tmp_path: Path, broke
     out = tmp_path / "out"
     runs = pd.read_csv(out / "runs.csv")
     assert (runs.steps == 4).all() and (runs.scoring_steps == 0).all() and (runs.search_peak_mb > 100).all()
-    assert runs.scored_networks.tolist() == [2, 0]
+    assert runs.scored_networks.tolist() == [2, 0] and (runs.trainings == 2).all()
+    assert len({path.read_bytes() for path in out.rglob("random_with*/**/student/weights.safetensors")}) == 2
     front = pd.read_csv(out / "pareto.csv")
     assert front.dice.tolist() == runs.iloc[pareto_front(runs.latency_ms, runs.dice)].dice.tolist() and len(front) >= 1
     ranking = pd.read_csv(out / "ranking.csv")

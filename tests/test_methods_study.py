@@ -238,17 +238,22 @@ def test_study_runs_from_the_command_line_and_again_from_what_is_there(tmp_path:
 
 
 @pytest.mark.slow
-def test_search_of_a_finished_run_is_taken_over(tmp_path: Path, study: dict[str, Any]) -> None:
+def test_search_of_a_finished_run_is_taken_over_and_trained_twice(tmp_path: Path, study: dict[str, Any]) -> None:
     options = {"monai_unet": study["train"]["baseline_options"]["monai_unet"]}
     data = {**study, "train": {**study["train"], "baseline_options": options}}
     config = parse_config(data, source="test", folder=tmp_path)
     run = tmp_path / "run"
     Pipeline(config, run, Silent()).run(("preprocess", "latency", "search"))
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
-    plan = MethodsPlan(["monai_unet"], folds=[0], run=run)
+    plan = MethodsPlan(["monai_unet"], folds=[0], n_trainings=2, run=run)
     found = study_methods(config, tmp_path / "out", plan, progress=Silent())
     assert found.network.tolist() == ["student", "teacher", "monai_unet"]
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+    # Two trainings of each network, by seeds of their own, from the one search.
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv")
+    assert set(scores.seed) == {config.seed, config.seed + 1000} and (found.seeds == 2).all()
+    weights = [file.read_bytes() for file in (tmp_path / "out").rglob("student/weights.safetensors")]
+    assert len(weights) == 2 and weights[0] != weights[1]
     other = config.model_copy(update={"seed": 4})
     with pytest.raises(ConfigError, match="its stage 'preprocess' is missing, or was not made with"):
         study_methods(other, tmp_path / "other", plan, progress=Silent())

@@ -44,6 +44,7 @@ def compare(
     ] = "co_search,latency_darts,random_with_shared_weights,nni.darts,nni.random,nni.evolution",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="searches of each strategy")] = 3,
     trials: Annotated[int, typer.Option("--trials", min=1, help="trials that share a multi-trial budget")] = 8,
+    trainings: Annotated[int, typer.Option("--trainings", min=1, help="trainings of each network found")] = 1,
     rank_networks: Annotated[
         int,
         typer.Option("--rank-networks", min=0, help="networks trained for the supernets' rank correlation"),
@@ -78,7 +79,7 @@ def compare(
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     cells = plan(loaded, names, n_seeds=seeds, trials=trials, out=folder, ranked=rank_networks, minutes=minutes)
     with shown_progress() as progress:
-        found = compare_strategies(loaded, cells, folder, progress)
+        found = compare_strategies(loaded, cells, folder, progress, n_trainings=trainings)
     summary = found.summary
     shown = list(summary.columns) if as_json else [*_SHOWN, *(["search_peak_gpu_mb"] if loaded.device != "cpu" else [])]
     clean = summary[shown].round(4).astype(object).where(summary[shown].notna(), None)

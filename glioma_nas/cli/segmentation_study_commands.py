@@ -49,6 +49,9 @@ def table_4_5(
         Path | None, typer.Option("--run", help="run folder whose search is taken over", show_default=False)
     ] = None,
     seeds: SeedsOption = 1,
+    trainings: Annotated[
+        int, typer.Option("--trainings", min=1, help="trainings of each network, of one search and its folds")
+    ] = 1,
     folds: FoldsOption = None,
     threads: ThreadsOption = None,
     out: OutOption = None,
@@ -74,7 +77,7 @@ def table_4_5(
     folder = study_folder(config, out, "table-4-5")
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     use_threads(threads)
-    plan = MethodsPlan(names, students, seeds, parse_folds(folds), run.resolve() if run else None)
+    plan = MethodsPlan(names, students, seeds, parse_folds(folds), trainings, run.resolve() if run else None)
     with shown_progress() as progress:
         table = study_methods(loaded, folder, plan, progress=progress)
     shown = ["network", "n_patients", "dice", "dice_low", "dice_high", "difference", "p_holm", "hd95_mm", "latency_ms"]

@@ -68,7 +68,9 @@ class Comparison:
     failures: tuple[Failure, ...]
 
 
-def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, progress: Progress) -> Comparison:
+def compare_strategies(
+    config: RunConfig, cells: Sequence[Cell], out: Path, progress: Progress, *, n_trainings: int = 1
+) -> Comparison:
     """Run the comparison; what is done is taken over, so an interrupted one continues.
 
     The split is the one of ``config``, the same for all seeds: architectures are searched on the training patients of
@@ -81,6 +83,7 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
         out: Gets ``shared/`` (preprocess and latency), a folder for each cell, ``runs.csv``, ``comparison.csv``,
             ``pareto.csv``, ``comparison.json``, ``report.html``, and ``ranking.csv`` where supernets were ranked.
         progress: Where to report.
+        n_trainings: Trainings of every network found; a run's Dice is their mean.
 
     Raises:
         ResourceError: Every search failed.
@@ -95,7 +98,7 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
     with progress.task("comparison", len(cells)) as task:
         for cell in cells:
             try:
-                rows[cell.name], networks[cell.name] = _run_cell(cell, inputs, cohort, progress)
+                rows[cell.name], networks[cell.name] = _run_cell(cell, inputs, cohort, progress, n_trainings)
             except Exception as err:  # noqa: BLE001 - whatever one strategy does, the others can still be compared
                 failures[cell.name] = _failure(cell, err)
                 progress.note(f"{cell.name} failed: {failures[cell.name].reason}")
@@ -120,6 +123,7 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
         "training patients": len({case.patient_id for case in cohort.select(cohort.folds.train(SEARCH_FOLD))}),
         "steps": None if cells[0].minutes else search_steps(config),
         "minutes": cells[0].minutes,
+        "trainings": n_trainings,
         "scoring": scoring_options(config),
         "without_limit": without_limit(config, list(dict.fromkeys(cell.strategy for cell in cells))),
         "reference_ms": reference_ms(table),
@@ -132,10 +136,11 @@ def compare_strategies(config: RunConfig, cells: Sequence[Cell], out: Path, prog
 
 
 def _run_cell(
-    cell: Cell, inputs: Mapping[str, Path], cohort: PreparedCohort, progress: Progress
+    cell: Cell, inputs: Mapping[str, Path], cohort: PreparedCohort, progress: Progress, n_trainings: int
 ) -> tuple[dict[str, Any], nn.Module]:
     cost = search_apart(cell.config, inputs, cell.folder / "search", epoch_s=cell.epoch_s)
-    network = trained_network(cell, inputs, progress)
+    networks = [trained_network(cell, inputs, progress, training=number) for number in range(n_trainings)]
+    scores = [scores_on_test_patients(cell, cohort, network) for network in networks]
     found = read_json(cell.folder / "search" / "search.json")
     row = {
         "strategy": cell.strategy,
@@ -143,12 +148,14 @@ def _run_cell(
         "steps": found.get("steps", used_steps(cell.config)),
         "scoring_steps": scoring_steps(found),
         "scored_networks": scored_networks(found),
-        **scores_on_test_patients(cell, cohort, network),
+        "dice": sum(score["dice"] for score in scores) / n_trainings,
+        "n_patients": scores[0]["n_patients"],
+        "trainings": n_trainings,
         "search_s": cost["wall_s"],
         "search_peak_mb": cost["peak_mb"],
         "search_peak_gpu_mb": cost["peak_gpu_mb"],
     }
-    return row, network
+    return row, networks[0]
 
 
 def _failure(cell: Cell, err: Exception) -> Failure:

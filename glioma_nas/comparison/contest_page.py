@@ -35,7 +35,7 @@ def render_contest(
         runs: One row a search.
         summary: One row a strategy.
         facts: ``environment``, ``patients``, ``training patients``, ``steps`` or ``minutes``, ``scoring``,
-            ``reference_ms``, ``without_limit``, ``ranking``, ``failed``.
+            ``reference_ms``, ``without_limit``, ``trainings``, ``ranking``, ``failed``.
         front: Rows of ``runs`` on the Pareto front.
         config: The base configuration.
     """
@@ -205,6 +205,8 @@ def _limits(facts: Mapping[str, Any], config: RunConfig) -> Section:
         "the split.",
         f"Engine: {facts['environment']}.",
     ]
+    if facts["trainings"] > 1:
+        items.append(f"The Dice of a run is the mean of {facts['trainings']} trainings of its network, seeds apart.")
     if facts["without_limit"]:
         items.append(f"Not bound by latency_limit_ms, for want of such an option: {', '.join(facts['without_limit'])}.")
     section.add(Bullets(tuple(items)))

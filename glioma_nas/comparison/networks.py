@@ -25,21 +25,26 @@ from glioma_nas.trained_networks import WEIGHTS_FILE, load_network
 
 ROLE = "student"
 
+TRAINING_SEED_STEP = 1000
+"""Between the seeds of two trainings of one network: more than there are seeds of searches."""
 
-def trained_network(cell: Cell, inputs: Mapping[str, Path], progress: Progress) -> nn.Module:
+
+def trained_network(cell: Cell, inputs: Mapping[str, Path], progress: Progress, *, training: int = 0) -> nn.Module:
     """Train the student in ``cell.folder/search`` on all training patients of the fold, unless that is done.
 
     Args:
         cell: Where the student is, and how it is trained.
         inputs: Finished folders of the preprocess and latency stages.
         progress: Where to report.
+        training: Which of several trainings of this student; they differ in their seeds alone.
     """
-    folder = cell.folder / "train"
+    folder = cell.folder / ("train" if training == 0 else f"train{training}")
+    config = cell.config.model_copy(update={"seed": cell.seed + TRAINING_SEED_STEP * training})
     network_folder = folder / f"fold{SEARCH_FOLD}" / ROLE
     if not (network_folder / WEIGHTS_FILE).is_file():
-        context = StageContext(cell.config, folder, {**inputs, "search": cell.folder / "search"}, progress)
+        context = StageContext(config, folder, {**inputs, "search": cell.folder / "search"}, progress)
         train_network(context, SEARCH_FOLD, ROLE, network_folder)
-    return load_network(cell.config, cell.folder / "search", folder, SEARCH_FOLD, ROLE)
+    return load_network(config, cell.folder / "search", folder, SEARCH_FOLD, ROLE)
 
 
 def scores_on_test_patients(cell: Cell, cohort: PreparedCohort, network: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,7 @@ in the list, another seed or another fold repeats nothing, and nothing out of da
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,12 @@ def searched(
     return Contender(
         name, role, config.model_copy(update={"train": config.train.model_copy(update=update)}), inputs, teacher
     )
+
+
+def with_training_seed(contender: Contender, seed: int) -> Contender:
+    """Return the same network, trained with another seed: the search that it comes from stays."""
+    teacher = with_training_seed(contender.teacher, seed) if contender.teacher else None
+    return replace(contender, config=contender.config.model_copy(update={"seed": seed}), teacher=teacher)
 
 
 def of_seed(config: RunConfig, seed: int, out: Path) -> RunConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from glioma_nas.comparison.networks import TRAINING_SEED_STEP
 from glioma_nas.component_checks import check_components
 from glioma_nas.config import RunConfig
 from glioma_nas.errors import ConfigError
@@ -26,6 +27,7 @@ from glioma_nas.segmentation_studies.contenders import (
     searched,
     time_in_turns,
     train_and_score,
+    with_training_seed,
 )
 from glioma_nas.segmentation_studies.methods_page import render_methods
 from glioma_nas.segmentation_studies.paired_scores import networks_table, per_patient
@@ -70,6 +72,7 @@ class MethodsPlan:
         students: Name → configuration of further students: another λ, width or space on the same cohort and folds.
         n_seeds: Seeds, from the configuration's own on; every seed draws its own folds and searches anew.
         folds: Folds that are used; none: all.
+        n_trainings: Trainings of every network and seed; they differ in their own seed, not in search or folds.
         run: Finished run whose search is taken over; none: the study searches.
     """
 
@@ -77,6 +80,7 @@ class MethodsPlan:
     students: Mapping[str, RunConfig] | None = None
     n_seeds: int = 1
     folds: Sequence[int] | None = None
+    n_trainings: int = 1
     run: Path | None = None
 
 
@@ -107,7 +111,10 @@ def study_methods(config: RunConfig, out: Path, plan: MethodsPlan, *, progress: 
             folder = out / f"seed{config.seed + number}"
             contenders = _contenders(config, students, plan, config.seed + number, out, progress)
             require_masks(contenders[0])
-            frames.append(train_and_score(contenders, folds, folder, progress).assign(seed=config.seed + number))
+            for training in range(plan.n_trainings):
+                seed = config.seed + number + TRAINING_SEED_STEP * training
+                trained = [with_training_seed(item, seed) for item in contenders]
+                frames.append(train_and_score(trained, folds, folder, progress).assign(seed=seed))
             latencies.append(time_in_turns(contenders, folds[0], folder, reference=REFERENCE, progress=progress))
             task.advance()
     scores = pd.concat(frames, ignore_index=True)
@@ -118,7 +125,8 @@ def study_methods(config: RunConfig, out: Path, plan: MethodsPlan, *, progress: 
     write_text(out / SCORES_FILE, scores.to_csv(index=False))
     write_text(out / PATIENTS_FILE, per_patient(scores).reset_index().to_csv(index=False))
     write_text(out / TABLE_FILE, table.to_csv(index=False))
-    page, front = render_methods(table, latencies, config, folds=folds, n_seeds=plan.n_seeds)
+    n_seeds = plan.n_seeds * plan.n_trainings
+    page, front = render_methods(table, latencies, config, folds=folds, n_seeds=n_seeds)
     write_bytes(out / FRONT_FILE, front)
     write_text(out / PAGE_FILE, page)
     return table
