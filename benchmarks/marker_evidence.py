@@ -197,7 +197,7 @@ def main() -> None:
 def pool(folders: list[Path], seeds: int) -> None:
     """Print what several cohorts say together: means over cohorts with Student's interval, a cohort being one draw."""
     within: dict[str, list[float]] = {"idh_MIX": [], "idh_IMG": [], "mgmt_MIX": []}
-    gaps, better, every = [], 0, []
+    gaps, better, every, paired = [], 0, [], []
     for folder in folders:
         sheet = pd.read_csv(folder / "cohort" / "cohort.csv", dtype=str).set_index("patient_id")["idh"]
         status = {str(patient): str(value) for patient, value in sheet.items()}
@@ -215,6 +215,8 @@ def pool(folders: list[Path], seeds: int) -> None:
             - auc(found["idh_IMG", seed]["label"], found["idh_IMG", seed]["probability"])
             for seed in range(seeds)
         ]
+        mix, image = averaged["idh_MIX"], averaged["idh_IMG"]
+        paired.append(paired_delong(mix["label"], mix["probability"], image["probability"]))
         better += sum(gap > 0 for gap in own)
         gaps.append(float(np.mean(own)))
         print(folder.name, "MIX minus IMG by seed:", ", ".join(f"{gap:+.3f}" for gap in own))
@@ -222,6 +224,11 @@ def pool(folders: list[Path], seeds: int) -> None:
     print("  IDH, MIX:", _student(within["idh_MIX"]))
     print("  IDH, IMG:", _student(within["idh_IMG"]))
     print(f"  MIX minus IMG: {_student(gaps)}; MIX is better in {better} of {len(folders) * seeds} trainings")
+    # Patients of different cohorts are independent: weights are the inverse of DeLong's variances.
+    weights = np.asarray([(item.high - item.low) ** -2.0 for item in paired])
+    mean = float(np.average([item.difference for item in paired], weights=weights))
+    half = float(0.5 / np.sqrt(weights.sum()))
+    print(f"  the same of averaged seeds, DeLong's variances: {mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})")
     print("  MGMT among patients of the same IDH status:", _student(within["mgmt_MIX"]))
     patients = pd.concat(every)
     for words, groups in (
@@ -247,6 +254,8 @@ def _stored(folder: Path, name: str, seed: int) -> pd.DataFrame:
 
 
 def _student(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.3f}, one cohort has no interval"
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
     half = float(student.ppf(0.975, len(values) - 1)) * error
     return f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
