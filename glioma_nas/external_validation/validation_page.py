@@ -20,6 +20,7 @@ from glioma_nas.report.document import (
     Paragraph,
     Picture,
     Section,
+    Subheading,
     Table,
     interval,
     number,
@@ -28,6 +29,7 @@ from glioma_nas.report.document import (
     show_number,
     text,
 )
+from glioma_nas.report.marker_section import metric_heading
 from glioma_nas.report.page import Page, render
 from glioma_nas.report.provenance_section import DISCLAIMER
 from glioma_nas.report.reliability_chart import reliability_chart
@@ -132,7 +134,7 @@ def _segmentation(results: Mapping[str, Any], table: pd.DataFrame) -> Section:
 def _markers(results: Mapping[str, Any]) -> Section:
     section = Section("markers", "Molecular markers")
     for name, marker in results["markers"].items():
-        section.add(Paragraph(f"{name}, at the thresholds the run chose on its own training patients:"))
+        section.add(Subheading(name))
         if "metrics" not in marker:
             section.add_missing(f"{name}: {marker['not_measured']}")
             continue
@@ -140,7 +142,7 @@ def _markers(results: Mapping[str, Any]) -> Section:
         after = again.get("metrics", {})
         rows = [
             {
-                "what": key.replace("_", " "),
+                "what": metric_heading(key),
                 **value,
                 **{f"after_{part}": after.get(key, {}).get(part) for part in ("value", "low", "high")},
             }
@@ -149,7 +151,14 @@ def _markers(results: Mapping[str, Any]) -> Section:
         columns = [text("what", "Figure"), number("value", "Value", 3), interval("low", "high", 3), number("n", "n")]
         if after:
             columns += [number("after_value", "Re-calibrated", 3), interval("after_low", "after_high", 3)]
-        section.add(Table(f"marker-{name}", f"Patients of this cohort, {name}.", columns, rows))
+        section.add(
+            Table(
+                f"marker-{name}",
+                f"{name}: patients of this cohort, at the thresholds the run chose on its own training patients.",
+                columns,
+                rows,
+            )
+        )
         section.add(Paragraph(_calls(marker)))
         if len(marker["sites"]) > 1:
             section.add(_sites(name, marker["sites"]))
@@ -168,7 +177,7 @@ def _markers(results: Mapping[str, Any]) -> Section:
                 )
             )
         elif "not_measured" in again:
-            section.add_missing(f"re-calibration on {again['on']}: {again['not_measured']}")
+            section.add_missing(f"Re-calibration on {again['on']} ({again['not_measured']})")
     if not results["markers"]:
         section.add_missing("Markers: the run has no classifier")
     return section

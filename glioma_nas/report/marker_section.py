@@ -48,6 +48,15 @@ _HEADINGS = {
 }
 
 
+def metric_heading(metric: str) -> str:
+    """Return a metric's name as tables show it.
+
+    >>> metric_heading("pr_auc"), metric_heading("balanced_accuracy")
+    ('PR-AUC', 'Balanced accuracy')
+    """
+    return _HEADINGS.get(metric, metric.replace("_", " ").capitalize())
+
+
 def build(records: RunRecords, config: RunConfig) -> Section:
     """Describe every configured marker."""
     section = Section("markers", "Molecular markers")
@@ -335,7 +344,7 @@ def _table(name: str, found: MarkerRecords) -> Table:
             }
         )
     columns = [
-        Column("Metric", lambda row: _HEADINGS.get(row["metric"], row["metric"].replace("_", " ").capitalize())),
+        Column("Metric", lambda row: metric_heading(row["metric"])),
         number("value", "Image model", 3),
         interval("low", "high", 3),
         number("baseline_value", BASELINE.capitalize(), 3),
