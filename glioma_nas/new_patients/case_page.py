@@ -74,7 +74,7 @@ def _headlines(record: Mapping[str, Any]) -> Sequence[Headline]:
     for marker in record["markers"]:
         value = show_number(marker["probability"], 2)
         ends = show_interval(marker["lowest"], marker["highest"], 2)
-        detail = f"{_called(marker)}; spread {ends}" if value else marker["reason"]
+        detail = f"{_called(marker)}; spread {ends}" if value else marker["reason"].removeprefix("not predicted: ")
         shown.append(Headline(f"P({marker['positive_class']})", value or "not predicted", detail))
     if record["subtype"]:
         found = record["subtype"]
