@@ -187,7 +187,7 @@ def test_study_command_prints_the_table_beside_the_source_and_draws_central_nets
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     # Lightning's own words would stand between the lines of the progress.
