@@ -17,24 +17,30 @@ from pathlib import Path
 import torch
 torch.manual_seed(int(sys.argv[3]))
 from test_one_shot import make_co_search, make_evaluator, make_space
-from glioma_nas.nni_bridge import explore
+from glioma_nas.nni_bridge import explore, found_architectures
+from glioma_nas.registry import strategies
 prepared, folder = Path(sys.argv[1]), Path(sys.argv[2])
 space = make_space()
-strategy = make_co_search(space, operator_relaxation="gumbel", evolution_generations=1, evolution_population=3)
+if sys.argv[4] == "co_search":
+    strategy = make_co_search(space, operator_relaxation="gumbel", evolution_generations=1, evolution_population=3)
+else:
+    strategy = strategies.get(sys.argv[4])(pretrain_epochs=1, arc_learning_rate=0.05, seed=2)
 explore(space, make_evaluator(prepared, folder, epochs=2), strategy)
-print(*(f"{name}={architecture.id}" for name, architecture in sorted(strategy.found.items())))
+found = found_architectures(strategy, make_space())
+print(*(f"{name}={architecture.id}" for name, architecture in sorted(found.items())))
 """
 
 
 @pytest.mark.slow
-def test_same_seed_gives_the_same_architectures_in_every_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["co_search", "nni.darts"])
+def test_same_seed_gives_the_same_architectures_in_every_process(tmp_path: Path, name: str) -> None:
     prepared = prepare_phantom_cohort(tmp_path / "phantom", n_patients=4, image_size_px=32)
     tests = Path(__file__).parent
     outputs = []
     for number in ("1", "2"):
         path = os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH"), str(tests.parent)])])
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", PROGRAM, str(prepared), str(tmp_path / number), number],
+            [sys.executable, "-W", "ignore", "-c", PROGRAM, str(prepared), str(tmp_path / number), number, name],
             env={**os.environ, "PYTHONHASHSEED": number, "PYTHONPATH": path},
             capture_output=True,
             text=True,
