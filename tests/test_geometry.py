@@ -187,6 +187,22 @@ def test_turned_volume_has_every_voxel_where_it_was(codes: str) -> None:
         assert turned[tuple(there)] == data[voxel]
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("apart", [(1e-6, -1e-6), (-1e-6, 1e-6)])
+def test_grid_that_agrees_but_for_rounding_is_not_turned_at_45_degrees(axis: int, apart: tuple[float, float]) -> None:
+    # To either side of 45 degrees the nearest axes of the scanner are others.
+    affine, target = (
+        grid("LPS", (1.5, 2.0, 3.0), tuple(45 + off if axis == own else 0.0 for own in range(3)))[0] for off in apart
+    )
+    data = np.random.default_rng(0).normal(size=(4, 5, 6))
+    turned, placed = turn_onto(data, affine, target)
+    np.testing.assert_array_equal(turned, data)
+    np.testing.assert_array_equal(placed, affine)
+    shape, same = turned_grid(data.shape, affine, target)
+    assert shape == data.shape
+    np.testing.assert_array_equal(same, affine)
+
+
 def test_whole_voxel_maps_are_copies() -> None:
     data = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
     flipped = np.diag([-1.0, 1.0, 1.0, 1.0])

@@ -14,6 +14,7 @@ import pytest
 
 from glioma_nas.config import CohortConfig, MarkerConfig
 from glioma_nas.errors import ImageError
+from glioma_nas.grids import rotation_about
 from glioma_nas.images import open_nifti, read_volume
 from glioma_nas.markers import encode_labels
 from glioma_nas.testing.phantoms import PHANTOM_AFFINE, write_nifti, write_phantom_cohort
@@ -200,6 +201,16 @@ def test_mask_whose_axes_are_stored_otherwise_lies_on_its_scan(sound: Path, tmp_
     # The same voxels with a header that puts them elsewhere.
     write_nifti(path, np.roll(data, 40, axis=0)[::-1], affine @ flip)
     assert [item.severity for item in check(sheet).findings if item.code == "mask-outside"] == ["warning"]
+
+
+def test_scans_and_mask_that_agree_but_for_rounding_agree_at_45_degrees(sound: Path, tmp_path: Path) -> None:
+    sheet = copy_of(sound, tmp_path)
+    for path in (tmp_path / "P001").glob("*.nii.gz"):
+        turn = rotation_about(np.zeros(3), (0.0, 0.0, 45 + (1e-5 if path.name == "t1ce.nii.gz" else -1e-5)), (0, 0, 0))
+        rewrite(path, np.array, turn @ PHANTOM_AFFINE)
+    found = check(sheet)
+    assert len({facts.orientation for facts in found.reports[0].files}) == 2
+    assert not {item.code for item in found.findings} & {"mask-grid", "scan-grid", "mask-outside"}
 
 
 def test_mixed_orientations_are_told(sound: Path, tmp_path: Path) -> None:

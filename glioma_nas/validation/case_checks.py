@@ -165,13 +165,13 @@ def _apart(one: FileFacts, other: FileFacts) -> str:
     """Say how two grids differ; empty when they do not."""
     if one.shape != other.shape:
         return f"shape {'×'.join(map(str, one.shape))} differs from {'×'.join(map(str, other.shape))}"
-    if one.orientation != other.orientation:
-        return f"orientation {one.orientation} differs from {other.orientation}"
     corners = np.array([[x, y, z, 1] for x in (0, one.shape[0]) for y in (0, one.shape[1]) for z in (0, one.shape[2])])
     shift_mm = float(np.abs(corners @ (np.array(one.affine) - np.array(other.affine)).T).max())
-    if shift_mm > _MAX_SHIFT_VOXELS * min(one.spacing_mm):
-        return f"position differs by up to {shift_mm:.2f} mm from that"
-    return ""
+    if shift_mm <= _MAX_SHIFT_VOXELS * min(one.spacing_mm):
+        return ""  # whatever the axes are called: at about 45 degrees rounding decides
+    if one.orientation != other.orientation:
+        return f"orientation {one.orientation} differs from {other.orientation}"
+    return f"position differs by up to {shift_mm:.2f} mm from that"
 
 
 def _copies(case: Case, facts: list[FileFacts]) -> list[Finding]:
