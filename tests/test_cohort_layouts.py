@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glioma_nas.cohort import cohort_fingerprint, examine_cohort, read_cohort
-from glioma_nas.cohort.cells import check_case_id, sanitised_case_id
+from glioma_nas.cohort.cells import check_case_id, read_age, sanitised_case_id
 from glioma_nas.cohort.column_names import sequence_of_file
 from glioma_nas.config import CohortConfig, parse_config
 from glioma_nas.errors import CohortError
@@ -289,6 +289,12 @@ def test_ages_and_sexes_are_read_as_dicom_and_bids_write_them(
     )
     (case,) = read_cohort(config(tmp_path / "c.csv")).cases
     assert (case.age, case.sex) == (pytest.approx(expected[0]) if expected[0] else None, expected[1])
+
+
+@pytest.mark.parametrize("age", ["45M", "9w", "1D", "1045Y"])
+def test_age_whose_unit_is_in_doubt_is_refused(age: str) -> None:
+    with pytest.raises(CohortError, match=f"case A: age is '{age}'; expected years .*045Y"):
+        read_age("A", age)
 
 
 @pytest.mark.parametrize("follow", [False, True])

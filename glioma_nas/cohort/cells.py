@@ -18,7 +18,8 @@ _SEXES: Mapping[str, Sex] = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _MAX_CASE_ID_LENGTH = 128
 # File systems count bytes, of which a name has 255, and files are named after cases with something added.
 _MAX_CASE_ID_BYTES = 200
-_DICOM_AGE = re.compile(r"^(\d{1,3})([DWMY])$", re.IGNORECASE)
+# DICOM's three digits. With fewer, years alone are beyond doubt: `45M` may be 45 years and M for male.
+_DICOM_AGE = re.compile(r"^(?:(\d{3})([DWMY])|(\d{1,2})Y)$", re.IGNORECASE)
 _UNITS_PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 # Names that Windows, or a share it serves, keeps for devices.
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
@@ -93,7 +94,7 @@ def sanitised_case_id(name: str) -> str:
     What was changed is marked by a hash of the original, so that two names never become one.
 
     >>> sanitised_case_id("P001"), sanitised_case_id("../../etc")
-    ('P001', 'etc-44bcebb7')
+    ('P001', 'etc-74ccf3c5')
     """
     kept = "".join(char if char.isprintable() and char not in '/\\:*?"<>|' else "_" for char in name)
     kept = kept.strip(" ._-")
@@ -146,16 +147,18 @@ def read_age(case_id: str, cell: str) -> float | None:
     (45.0, 1.5, None)
 
     Raises:
-        CohortError: It is neither, or not between 0 and 120 years.
+        CohortError: It is neither, or not between 0 and 120 years. Fewer than DICOM's three digits are read as years
+            alone (``45Y``), since ``45M`` may be a man of 45.
     """
     if cell.lower() in UNKNOWN_VALUES:
         return None
     match = _DICOM_AGE.match(cell)
-    age = int(match.group(1)) / _UNITS_PER_YEAR[match.group(2).upper()] if match else _number(cell)
+    digits, unit, years = match.groups() if match else (None, None, None)
+    age = int(digits) / _UNITS_PER_YEAR[unit.upper()] if digits and unit else _number(years or cell)
     if age is None or not 0 <= age <= MAX_AGE_YEARS:
         raise CohortError(
-            f"case {case_id}: age is '{cell}'; expected years between 0 and {MAX_AGE_YEARS:g}, "
-            "or an empty cell when unknown"
+            f"case {case_id}: age is '{cell}'; expected years between 0 and {MAX_AGE_YEARS:g}, plain or with DICOM's "
+            "three digits and unit (045Y), or an empty cell when unknown"
         )
     return age
 
