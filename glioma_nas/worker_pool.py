@@ -5,7 +5,7 @@ Ctrl-C, which goes to the whole terminal while the parent alone decides what sto
 
 The system may kill a worker, above all for want of memory, and one that is killed takes the pool with it. What was in
 work then is done again, one item at a time in a process of its own, and the rest goes on: so a kill costs at most the
-item that is killed twice.
+item whose process is killed although it has no other beside it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 KILLED = (
-    "the system killed the process that worked on it twice, the second time with no other beside it, probably for want "
-    "of memory; use a machine with more, or leave it out"
+    "the system killed the process that worked on it, with no other beside it, probably for want of memory; use a "
+    "machine with more, or leave it out"
 )
 """What is told of an item that is given up."""
 
@@ -53,10 +53,10 @@ def outcomes(
         workers: Processes; with one everything happens in this process, which a kill then ends. After a kill that
             nobody's own fault explains there is one fewer.
         plugins: Local plugin files whose components the function needs.
-        killed: Gives the result of an item whose worker was killed twice; none makes that an error.
+        killed: Gives the result of an item whose worker was killed with no other beside it; none makes that an error.
 
     Raises:
-        ResourceError: A worker was killed twice over one item, and ``killed`` is None.
+        ResourceError: A worker was killed over one item, with no other beside it, and ``killed`` is None.
     """
     if workers <= 1 or not items:
         for index, item in enumerate(items):
@@ -94,13 +94,17 @@ def _until_a_kill(
     lost: list[int] = []
     try:
         while in_work or (waiting and not lost):
-            # No more than there are workers, so that whatever is lost was really being worked on.
+            # No more than there are workers, so that little is lost: what was begun, and what a killed worker, whose
+            # end is not known yet, was to begin. The pool does not tell these apart.
             while waiting and not lost and len(in_work) < workers:
                 index = waiting.popleft()
                 try:
                     in_work[pool.submit(function, items[index])] = index
                 except BrokenProcessPool:
-                    lost.append(index)
+                    waiting.appendleft(index)  # nobody began it
+                    break
+            if not in_work:
+                return lost  # the pool broke while nobody worked; another one, at its first item, is whole
             done, _ = wait(in_work, return_when=FIRST_COMPLETED)
             for future in done:
                 index = in_work.pop(future)

@@ -244,7 +244,7 @@ def test_case_whose_worker_is_killed_is_left_out_alone(tmp_path: Path) -> None:
     done = tmp_path / "run" / "preprocess"
     (problem,) = results_of(done)["failed"]
     assert (problem["case_id"], problem["error"]) == ("P003", "ResourceError")
-    assert "case P003: the system killed the process that worked on it twice" in problem["message"]
+    assert "case P003: the system killed the process that worked on it, with no other" in problem["message"]
     assert list(PreparedCohort.load(done).cases) == ["P001", "P002", "P004", "P005", "P006"]
     assert not (done / "cases" / "P003").exists()
 
