@@ -17,7 +17,8 @@ from glioma_nas.nni_experiments.manager_process import end_leftovers, end_proces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")
 
-EXPERIMENT = "ab3de6fh"
+# Of eight characters like NNI's own, and of this process: another's leftovers are ended by the same name.
+EXPERIMENT = f"t{os.getpid():07d}"
 WAITS = "import time; time.sleep(60)"
 
 
