@@ -174,6 +174,7 @@ def test_study_writes_table_comparisons_page_and_figures(prepared):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # the command alone may take 900 s
 def test_study_command_prints_the_table_beside_the_source_and_draws_central_nets_weights(prepared, tmp_path):
     config = config_of(prepared, epochs=1, inner_folds=2, slices_per_case=2, image_size_px=32)
     plain = config.model_dump(mode="json", include={"cohort", "folds", "classify"}, exclude_defaults=True)

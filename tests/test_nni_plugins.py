@@ -71,6 +71,7 @@ def plugin_of_the_page(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")
+@pytest.mark.timeout(3600)  # one command alone may take 600 s
 def test_every_kind_of_plugin_works_in_a_trial_process(nni: Nni, tmp_path: Path) -> None:
     install_without_pip(tmp_path / "site")
     nni.environment["PYTHONPATH"] = f"{ROOT}:{tmp_path / 'site'}"
@@ -109,6 +110,7 @@ def test_every_kind_of_plugin_works_in_a_trial_process(nni: Nni, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_nas_experiment_of_the_example_runs_and_resumes(tmp_path: Path) -> None:
     from glioma_nas.config import load_config
     from glioma_nas.pipeline import Pipeline
@@ -120,7 +122,7 @@ def test_nas_experiment_of_the_example_runs_and_resumes(tmp_path: Path) -> None:
 
     def run(*more: str) -> str:
         command = [sys.executable, str(script), str(tmp_path / "run"), str(tmp_path / "out"), *more]
-        done = subprocess.run(command, env=nni.environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=nni.environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr
         return next(line for line in done.stdout.splitlines() if line.startswith("experiment "))
 

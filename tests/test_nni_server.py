@@ -31,7 +31,13 @@ from glioma_nas.nni_experiments.manager import RunningExperiment, is_alive
 from glioma_nas.nni_experiments.overview import summary
 from tests.nni_runs import Nni, light_trials, nni_in, until, unused_port, wait_for_waiting_trial, write_light_experiment
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux"),
+    pytest.mark.timeout(
+        3600
+    ),  # the waits within a test have limits of their own, which add up to more than the default
+]
 
 
 @pytest.fixture

@@ -20,7 +20,13 @@ from glioma_nas.nni_experiments.trial_metrics import FINAL_KEYS
 from tests.nni_runs import Nni, nni_in, output_of, require_program, tensorboard_tags, until
 from tests.tiny_run import TINY_RUN, write_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux"),
+    pytest.mark.timeout(
+        3600
+    ),  # the waits within a test have limits of their own, which add up to more than the default
+]
 
 # Long enough for the network to find some tumour.
 TRAINING = {"epochs": 3, "steps_per_epoch": 12, "batch_size": 4, "learning_rate": 0.05}
