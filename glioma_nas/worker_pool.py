@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,12 @@ KILLED = (
     "machine with more, or leave it out"
 )
 """What is told of an item that is given up."""
+
+NO_START = (
+    "a worker process ended before it had any work; its own message, if it left one, stands above. Workers import the "
+    "script that starts them: put what it does under `if __name__ == '__main__':`, or set workers to 1"
+)
+"""What is told where workers cannot even start."""
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +63,9 @@ def outcomes(
         killed: Gives the result of an item whose worker was killed with no other beside it; none makes that an error.
 
     Raises:
-        ResourceError: A worker was killed over one item, with no other beside it, and ``killed`` is None.
+        ResourceError: A worker was killed over one item, with no other beside it, and ``killed`` is None; or workers
+            do not start.
+        PluginError: A plugin cannot be loaded in a worker.
     """
     if workers <= 1 or not items:
         for index, item in enumerate(items):
@@ -89,17 +98,19 @@ def _until_a_kill(
     """Take items from ``waiting`` until there are none or a worker is killed; return those that were in work then."""
     context = multiprocessing.get_context("spawn")
     workers = min(workers, len(waiting))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(tuple(plugins),))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     in_work: dict[Future[Result], int] = {}
     lost: list[int] = []
     try:
+        if workers == 1:  # with several it would delay the others, and what they lose is tried again with one
+            _require_start(pool, tuple(plugins))
         while in_work or (waiting and not lost):
             # No more than there are workers, so that little is lost: what was begun, and what a killed worker, whose
             # end is not known yet, was to begin. The pool does not tell these apart.
             while waiting and not lost and len(in_work) < workers:
                 index = waiting.popleft()
                 try:
-                    in_work[pool.submit(function, items[index])] = index
+                    in_work[pool.submit(_call, function, tuple(plugins), items[index])] = index
                 except BrokenProcessPool:
                     waiting.appendleft(index)  # nobody began it
                     break
@@ -119,9 +130,26 @@ def _until_a_kill(
     return lost
 
 
-def _start_worker(plugins: tuple[Path, ...]) -> None:
+def _require_start(pool: ProcessPoolExecutor, plugins: tuple[Path, ...]) -> None:
+    try:
+        pool.submit(_load, plugins).result()
+    except BrokenProcessPool as err:
+        raise ResourceError(NO_START) from err
+
+
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _call(function: Callable[[Item], Result], plugins: tuple[Path, ...], item: Item) -> Result:
+    # The plugins here rather than when the worker starts, where an error would break the pool like a kill.
+    _load(plugins)
+    return function(item)
+
+
+@cache
+def _load(plugins: tuple[Path, ...]) -> None:
     for path in plugins:
         load_file(path)
 

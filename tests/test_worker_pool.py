@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from glioma_nas.errors import ResourceError
+from glioma_nas.errors import PluginError, ResourceError
 from glioma_nas.worker_pool import outcomes
 
 
@@ -59,6 +61,39 @@ def test_kill_is_an_error_where_an_item_has_no_stand_in(tmp_path: Path) -> None:
         ResourceError, match=r"item 2 of 2: the system killed the process that worked on it, with no other"
     ):
         list(outcomes(partial(square, tmp_path), [1, 3], workers=2))
+
+
+@pytest.mark.slow
+def test_plugin_that_fails_in_workers_alone_is_named(tmp_path: Path) -> None:
+    plugin = tmp_path / "homesick.py"
+    plugin.write_text(f"import os\nif os.getpid() != {os.getpid()}:\n    raise RuntimeError('not at home')\n")
+    with pytest.raises(PluginError, match=r"homesick\.py: RuntimeError while importing it: not at home"):
+        list(outcomes(partial(square, tmp_path), [1, 2], workers=2, plugins=[plugin], killed=given_up))
+    assert not (tmp_path / "1.log").exists()
+
+
+def note_loaded(item: int) -> list[str]:
+    return sorted(name for name in sys.modules if name.startswith("glioma_nas.local."))
+
+
+@pytest.mark.slow
+def test_plugins_are_loaded_before_an_item_is_worked_on(tmp_path: Path) -> None:
+    plugin = tmp_path / "at_home.py"
+    plugin.write_text("")
+    found = dict(outcomes(note_loaded, range(3), workers=2, plugins=[plugin]))
+    assert all("glioma_nas.local.at_home" in names for names in found.values())
+
+
+@pytest.mark.slow
+def test_workers_of_a_script_that_lacks_its_guard_are_no_kills(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from glioma_nas.worker_pool import outcomes\nlist(outcomes(abs, [1, 2], workers=2, killed=abs))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ResourceError: a worker process ended before it had any work" in done.stderr.splitlines()[-1]
+    assert "put what it does under `if __name__ == '__main__':`" in done.stderr
 
 
 def test_one_worker_is_this_process(tmp_path: Path) -> None:
