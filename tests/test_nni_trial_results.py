@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from glioma_nas.errors import ConfigError, StorageError
-from glioma_nas.nni_experiments.trial_results import compare, finished_trials, for_people
+from glioma_nas.nni_experiments.trial_metrics import FINAL_KEYS
+from glioma_nas.nni_experiments.trial_results import COMPARED, compare, finished_trials, for_people
 
 # (trial, hyper-parameters, result, how it ended)
 TRIALS: list[tuple[str, dict[str, Any], dict[str, float | None] | None, str]] = [
@@ -59,6 +60,25 @@ def test_trials_are_compared_by_a_hyper_parameter_best_first(tmp_path: Path) -> 
             "dice": "0.7 (0.6 to 0.8)",
             "auc_idh": "not measured",
         }
+    ]
+
+
+def test_every_figure_of_a_trial_is_compared_but_its_fold_and_seed() -> None:
+    assert sorted(COMPARED) == sorted(set(FINAL_KEYS) - {"fold", "seed"})
+    (row,) = compare([({"seed": 1}, dict.fromkeys(FINAL_KEYS, 1.0))], "seed")
+    assert row == {
+        "seed": "1",
+        "n": 1,
+        **{f"{name}_{part}": 1.0 for name in COMPARED for part in ("median", "min", "max")},
+    }
+
+
+def test_trials_without_a_default_are_compared_last() -> None:
+    low, none, lower = ({"default": -0.5, "dice": 0.1}, {"dice": 0.9}, {"default": -0.7, "dice": 0.2})
+    rows = compare([({"mode": "none"}, none), ({"mode": "lower"}, lower), ({"mode": "low"}, low)], "mode")
+    assert [row["mode"] for row in rows] == ["low", "lower", "none"]
+    assert compare([({"mode": "a"}, none)], "mode") == [
+        {"mode": "a", "n": 1, "dice_median": 0.9, "dice_min": 0.9, "dice_max": 0.9}
     ]
 
 

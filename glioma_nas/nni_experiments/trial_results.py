@@ -14,8 +14,18 @@ from typing import Any
 from glioma_nas.errors import ConfigError, StorageError, did_you_mean
 from glioma_nas.files import canonical_json
 
-COMPARED = ("default", "dice", "hd95_mm", "latency_ms", "params_m", "auc_idh", "auc_ki67")
-"""Figures that `compare` shows, where some trial has measured them."""
+COMPARED = (
+    "default",
+    "dice",
+    "hd95_mm",
+    "latency_ms",
+    "latency_p95_ms",
+    "macs_g",
+    "params_m",
+    "auc_idh",
+    "auc_ki67",
+)
+"""Figures that `compare` shows, where some trial has measured them: all but fold and seed, which are no results."""
 
 
 def finished_trials(record: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, float | None]]]:
@@ -49,7 +59,8 @@ def finished_trials(record: Mapping[str, Any]) -> list[tuple[dict[str, Any], dic
 def compare(
     trials: Sequence[tuple[Mapping[str, Any], Mapping[str, float | None]]], by: str
 ) -> list[dict[str, str | int | float | None]]:
-    """Put the results of trials side by side, grouped by one hyper-parameter; the best group first.
+    """Put the results of trials side by side, grouped by one hyper-parameter; the best group first,
+    last those of which no trial has a ``default``.
 
     Args:
         trials: Of `finished_trials`.
@@ -79,7 +90,12 @@ def compare(
             row[f"{name}_min"] = min(measured, default=None)
             row[f"{name}_max"] = max(measured, default=None)
         rows.append(row)
-    return sorted(rows, key=lambda row: -float(row["default_median"] or 0))
+    return sorted(rows, key=_best_first)
+
+
+def _best_first(row: Mapping[str, str | int | float | None]) -> tuple[bool, float]:
+    default = row.get("default_median")
+    return default is None, -float(default or 0)
 
 
 def for_people(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
