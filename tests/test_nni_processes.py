@@ -12,8 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from glioma_nas.errors import ExperimentError
 from glioma_nas.nni_experiments import manager
-from glioma_nas.nni_experiments.manager_process import end_leftovers, end_process, still_running
+from glioma_nas.nni_experiments.manager_process import end_leftovers, end_process, free_port, still_running
+from glioma_nas.nni_experiments.overview import wait_for
+from glioma_nas.progress import Silent
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NNI's launcher is tested on Linux")
 
@@ -121,9 +124,24 @@ def test_experiment_that_the_list_has_lost_is_found_by_its_folder(
     record = manager.find(str(listed / "mine"))
     assert record["id"] == EXPERIMENT and not manager.is_alive(record)
     started.append(subprocess.Popen([sys.executable, "-c", WAITS, EXPERIMENT], text=True))
-    assert manager.is_alive(manager.find(str(listed / "mine")))
+    found = manager.find(str(listed / "mine"))
+    assert manager.is_alive(found)
+    for attempt in (lambda: manager.resume(str(listed / "mine")), lambda: manager.running(found)):
+        with pytest.raises(ExperimentError, match=f"experiment {EXPERIMENT} is running at a port that is not known"):
+            attempt()
     manager.stop(str(listed / "mine"))
     assert started[0].wait() == -signal.SIGTERM
+
+
+def test_stop_is_told_although_the_disk_is_full(listed: Path) -> None:
+    folder = Path("/proc")  # has no free space
+    experiment = manager.RunningExperiment(EXPERIMENT, free_port(1), 0, folder=folder)
+    list_experiment(EXPERIMENT, 0, folder)
+    with pytest.raises(ExperimentError, match=rf"{EXPERIMENT} ended \(no trial\): the disk of /proc is full"):
+        wait_for(experiment, progress=Silent())
+    manager.stop(EXPERIMENT)
+    with pytest.raises(ExperimentError, match=r"was stopped before its end \(no trial\); the disk of /proc is full"):
+        wait_for(experiment, progress=Silent())
 
 
 def test_newest_experiment_is_the_latest_although_the_clock_was_set_back(listed: Path) -> None:

@@ -48,6 +48,10 @@ MIN_FREE_BYTES = 500_000_000
 """NNI's records, every trial's output and one checkpoint for each running trial."""
 
 _PORT_ATTEMPTS = 5
+_UNKNOWN_PORT = (
+    "at a port that is not known, because NNI's list has lost it; `glioma-nas nni stop` ends it, then `nni resume` "
+    "continues it"
+)
 _CONTROL_CHANNEL_PLATFORMS = ("remote", "hybrid", "kubeflow", "frameworkcontroller", "openpai", "adl")
 
 
@@ -145,7 +149,8 @@ def resume(experiment: str, *, port: int | None = None, host: str = LOOPBACK) ->
     record = find(experiment)
     experiment_id = str(record["id"])
     if is_alive(record):
-        raise ExperimentError(f"experiment {experiment_id} is running at port {record['port']}; nothing to resume")
+        where = _UNKNOWN_PORT if record.get("port") is None else f"at port {record['port']}; nothing to resume"
+        raise ExperimentError(f"experiment {experiment_id} is running {where}")
     end_leftovers(experiment_id)
     config = ExperimentConfig(**_stored_config(experiment_id, Path(record["logDir"])))
     return _start("resume", experiment_id, config, port=port, host=host)
@@ -234,7 +239,13 @@ def _process_of(record: dict[str, Any]) -> psutil.Process | None:
 
 
 def running(record: dict[str, Any]) -> RunningExperiment:
-    """Return the handle of an experiment of `records`."""
+    """Return the handle of an experiment of `records`.
+
+    Raises:
+        ExperimentError: Its port is not known.
+    """
+    if record.get("port") is None:
+        raise ExperimentError(f"experiment {record['id']} is running {_UNKNOWN_PORT}")
     return RunningExperiment(str(record["id"]), int(record["port"]), int(record["pid"]), folder=Path(record["logDir"]))
 
 

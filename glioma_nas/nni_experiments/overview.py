@@ -35,7 +35,12 @@ def overview() -> list[dict[str, Any]]:
             "url": None,
         }
         if is_alive(record):
-            experiment = running(record)
+            try:
+                experiment = running(record)
+            except ExperimentError:
+                row["state"] = "RUNS, port unknown"
+                rows.append(row)
+                continue
             row["url"] = experiment.url
             try:
                 row |= {"state": experiment.status(), **_counts(experiment.trials())}
@@ -85,14 +90,13 @@ def _ended(trials: Sequence[Mapping[str, Any]]) -> int:
 
 def _why_gone(experiment: RunningExperiment, trials: Sequence[Mapping[str, Any]]) -> str:
     full = _full_disk(experiment.folder)
-    if full is not None:
-        return f"experiment {experiment.id} ended ({_told(trials)}): {full}"
     known = {record["id"]: record["status"] for record in records()}
     if known.get(experiment.id) in ("STOPPING", "STOPPED"):
-        return (
-            f"experiment {experiment.id} was stopped before its end ({_told(trials)}); continue with `glioma-nas nni "
-            f"resume {experiment.id}`"
-        )
+        # By the user or, if it could still write that, by the manager itself over the full disk.
+        remedy = full or f"continue with `glioma-nas nni resume {experiment.id}`"
+        return f"experiment {experiment.id} was stopped before its end ({_told(trials)}); {remedy}"
+    if full is not None:
+        return f"experiment {experiment.id} ended ({_told(trials)}): {full}"
     return f"experiment {experiment.id}: the NNI manager died; continue with `glioma-nas nni resume {experiment.id}`"
 
 
