@@ -36,7 +36,7 @@ from glioma_nas.registry import preprocess_steps
 from glioma_nas.space_building import construct
 
 _USUAL_REFERENCE = "t1ce"
-_VERSION = 2
+PREPARATION = 2
 """Raised whenever the same recipe makes other voxels of the same scans."""
 
 
@@ -66,7 +66,9 @@ class Recipe:
         """Hash of all that can change a prepared case; the number of workers cannot."""
         preprocess = self.preprocess.model_dump(mode="json", exclude={"workers", "max_failed_share"})
         files = {str(path): sha256_file(path) for path in self.preprocess.option_files()}
-        return sha256_text(canonical_json([_VERSION, list(self.channels), preprocess, list(self.mask_labels), files]))
+        return sha256_text(
+            canonical_json([PREPARATION, list(self.channels), preprocess, list(self.mask_labels), files])
+        )
 
 
 def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
@@ -132,6 +134,7 @@ def prepare_case(case: Case, folder: Path, recipe: Recipe) -> None:
             },
             "quality": measure(read, prepared, {item["name"]: item["record"] for item in records}),
             "recipe": recipe.hash,
+            "preparation": PREPARATION,
             "inputs": _fingerprints(case),
         },
     )
@@ -180,7 +183,7 @@ def is_prepared(case: Case, folder: Path, recipe: Recipe) -> bool:
         return False
     # Columns of the sheet are stored too, and a sheet can be mended without touching a scan.
     row = {"patient_id": case.patient_id, "age": case.age, "sex": case.sex, "labels": dict(case.labels)}
-    wanted = {**row, "recipe": recipe.hash, "inputs": _fingerprints(case)}
+    wanted = {**row, "recipe": recipe.hash, "preparation": PREPARATION, "inputs": _fingerprints(case)}
     return all(known.get(key) == value for key, value in wanted.items())
 
 

@@ -18,14 +18,14 @@ from glioma_nas import __version__
 from glioma_nas.errors import StorageError
 from glioma_nas.files import canonical_json, sha256_file, sha256_text
 
-_KERNEL = ("calibration", "marker_evaluator", "marker_tuning", "markers", "slice_classifier")
+_KERNEL = ("calibration", "marker_evaluator", "marker_tuning", "markers", "slice_classifier", "uncertainty")
 
 
 def classifier_code(classifier: type) -> str:
     """Return a hash of the code that decides a classifier's predictions, 12 hexadecimal digits.
 
     That is the module of the class, what it imports of its own package (in-tree, a pip package, local plugin files),
-    and the parts of the kernel that cut inputs, pool slices and scale probabilities.
+    and the parts of the kernel that cut inputs, pool slices, scale probabilities and decide when no call is made.
     """
     names = _own_modules(classifier.__module__) | {f"glioma_nas.{name}" for name in _KERNEL}
     files = {name: file for name in names if (file := _file(name)) is not None}

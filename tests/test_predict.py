@@ -331,6 +331,20 @@ def test_run_whose_stages_do_not_belong_together_is_refused(run_folder: Path, tm
         FrozenRun.open(changed)
 
 
+@pytest.mark.parametrize("found", [1, None])
+def test_run_whose_cases_another_version_prepared_is_refused_in_one_line(
+    run_folder: Path, tmp_path: Path, found: int | None
+) -> None:
+    other = Path(shutil.copytree(run_folder, tmp_path / "other"))
+    file = sorted((other / "preprocess" / "cases").glob("*/case.json"))[-1]
+    record = {key: value for key, value in read_json(file).items() if key != "preparation"}
+    file.write_text(json.dumps(record if found is None else {**record, "preparation": found}))
+    with pytest.raises(StorageError, match=rf"\(preparation {found or 'not recorded'}; here \d+\); run") as refused:
+        FrozenRun.open(other)
+    assert f"glioma-nas preprocess {other / 'config.yaml'} --out {other} --force" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_classifiers_of_another_version_of_the_code_are_refused_in_one_line(run_folder: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run_folder, tmp_path / "other"))
     file = other / "classify" / "idh" / "idh" / "classifier.json"

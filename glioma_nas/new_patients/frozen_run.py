@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 
 from glioma_nas import __version__, registry
-from glioma_nas.case_preparation import Recipe, build_steps
+from glioma_nas.case_preparation import PREPARATION, Recipe, build_steps
 from glioma_nas.classifier_code import require_same_code
 from glioma_nas.config import RunConfig, load_config
 from glioma_nas.errors import ConfigError, StorageError, did_you_mean
 from glioma_nas.files import read_json, sha256_file
 from glioma_nas.marker_evaluator import CLASSIFIER_FILE, MarkerEvaluator, load_evaluator
 from glioma_nas.pipeline import CONFIG_FILE, MANIFEST, results_of, source_hash
-from glioma_nas.prepared import PreparedCohort
+from glioma_nas.prepared import CASE_FILE, CASES_FOLDER, PreparedCohort
 from glioma_nas.registry import load_file
 from glioma_nas.stages.preprocess import recipe_of
 from glioma_nas.trained_networks import load_network, network_names
@@ -160,7 +160,8 @@ def _require_one_piece(folder: Path, config: RunConfig) -> None:
     not belong together. A new latency table changes no network and does not count.
 
     Raises:
-        StorageError: A stage was made from an earlier one, or the configuration prepares cases in another way.
+        StorageError: A stage was made from an earlier one, or the configuration or this version of the code prepares
+            cases in another way.
     """
     for stage in ("search", "train", "segment", "classify"):
         if not (folder / stage / MANIFEST).is_file():
@@ -178,3 +179,11 @@ def _require_one_piece(folder: Path, config: RunConfig) -> None:
             f"{folder}: {CONFIG_FILE} prepares cases in another way than the run's were; run `glioma-nas run` to the "
             "end first"
         )
+    # The recipes above are both read with today's code, so what the code itself makes of a recipe is asked apart.
+    for file in sorted((folder / "preprocess" / CASES_FOLDER).glob(f"*/{CASE_FILE}")):
+        if (found := read_json(file).get("preparation", "not recorded")) != PREPARATION:
+            raise StorageError(
+                f"{folder}: its cases were prepared by another version of glioma_nas (preparation {found}; here "
+                f"{PREPARATION}); run `glioma-nas preprocess {folder / CONFIG_FILE} --out {folder} --force` and then "
+                "`glioma-nas run`, or use the version that made the run"
+            )
