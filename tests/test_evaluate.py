@@ -199,6 +199,27 @@ def test_hashed_ids_are_compared_where_the_salt_is_at_hand(run: FrozenRun, elsew
 
 
 @pytest.mark.slow
+def test_networks_of_another_version_of_the_code_are_pointed_out(
+    run: FrozenRun, elsewhere: Path, validated: Path, tmp_path: Path
+) -> None:
+    assert read_json(validated / "validation.json")["other_code"] is None
+    other = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    manifest = read_json(other / "train" / "manifest.json")
+    manifest["versions"]["source"] = "0123456789ab"
+    (other / "train" / "manifest.json").write_text(json.dumps(manifest))
+    results = validate_run(
+        elsewhere,
+        FrozenRun(other, run.config, run.network),
+        Path(shutil.copytree(validated, tmp_path / "out")),
+        recalibrate_on=None,
+        progress=Silent(),
+    )
+    assert "source 0123456789ab; here" in results["other_code"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The networks were trained by another version of glioma_nas" in page
+
+
+@pytest.mark.slow
 def test_mended_sheet_counts_without_predicting_again(
     run: FrozenRun, elsewhere: Path, validated: Path, tmp_path: Path
 ) -> None:

@@ -43,6 +43,8 @@ def evaluate(
         results = validate_run(cohort, opened, folder, recalibrate_on=part, progress=progress)
     title = f"{results['n_patients']} patients of {results['cohort']}"
     print_table(title, ["figure", "value", "95 % interval", "n", "in the run"], measured(results), as_json=as_json)
+    if results["other_code"]:
+        complain(results["other_code"])
     if results["same_patient_ids"]:
         complain(
             f"{len(results['same_patient_ids'])} patient ids stand in the run too; if they are the same people, these "

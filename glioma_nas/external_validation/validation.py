@@ -129,6 +129,7 @@ def validate_run(
         "run": run.folder.name,
         "applied": applied_stages(run.folder),
         "network": run.network,
+        "other_code": run.other_code,
         "cohort": source.name,
         "n_cases": len(table),
         "n_patients": int(table.patient_id.nunique()),

@@ -25,6 +25,7 @@ from glioma_nas.report.document import (
     interval,
     number,
     plural,
+    sentence,
     show_interval,
     show_number,
     text,
@@ -83,6 +84,8 @@ def _headlines(results: Mapping[str, Any]) -> list[Headline]:
 
 def _segmentation(results: Mapping[str, Any], table: pd.DataFrame) -> Section:
     section = Section("segmentation", "Segmentation")
+    if results["other_code"]:
+        section.add(Caution(sentence(results["other_code"])))
     scores = results["segmentation"]
     if not scores:
         section.add_missing("Dice and distance: no case of this cohort has an expert mask")

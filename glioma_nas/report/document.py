@@ -206,6 +206,15 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def sentence(words: str) -> str:
+    """Begin with a capital and end with a full stop.
+
+    >>> sentence("the networks are old")
+    'The networks are old.'
+    """
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def _csv_cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""

@@ -18,11 +18,13 @@ from glioma_nas.files import read_json, sha256_file
 from glioma_nas.folds import Folds, load_folds
 from glioma_nas.pipeline import MANIFEST
 from glioma_nas.report.document import (
+    Caution,
     Paragraph,
     Section,
     Table,
     interval,
     number,
+    sentence,
     text,
 )
 
@@ -76,6 +78,9 @@ def build(found: FurtherEvidence) -> Section:
     section = Section("further", "Other patients, other seeds")
     if found.evaluations:
         section.add(_evaluation_table(found.evaluations))
+        for one in found.evaluations:
+            if one.get("other_code"):
+                section.add(Caution(sentence(f"{one['cohort']}: {one['other_code']}")))
         section.add(
             Paragraph(
                 "Networks, classifiers and thresholds were frozen. How these patients differ, calibration and the "
