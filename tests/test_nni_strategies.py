@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nni.nas.experiment.config import SequentialEngineConfig
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import GridSearch
+from nni.tools.nnictl.config_utils import Experiments
 from torch import nn
 
 from glioma_nas.errors import ConfigError, DivergedError, PluginError, SearchError
@@ -248,12 +250,14 @@ def search_small_space(strategy: Any) -> Any:
 def test_strategy_runs_in_a_plain_nas_experiment(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))  # NNI keeps a list of experiments there
+    # NNI keeps a list of experiments in the home folder that it knew when it was imported.
+    monkeypatch.setattr(Experiments.__init__, "__defaults__", (str(tmp_path),))
     strategy = make()
     experiment = NasExperiment(make_space(), make_evaluator(prepared, tmp_path / "run", epochs=2), strategy)
     experiment.config.experiment_working_directory = str(tmp_path)
     experiment.config.execution_engine = SequentialEngineConfig()
     experiment.run()
+    assert experiment.id in json.loads((tmp_path / ".experiment").read_text())
     (model,) = experiment.export_top_models(top_k=1, formatter="instance")
     assert model.eval()(torch.zeros(1, 2, 32, 32)).shape == (1, 2, 32, 32)
     if hasattr(strategy, "trials"):

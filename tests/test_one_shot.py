@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from nni.nas.experiment import NasExperiment
+from nni.tools.nnictl.config_utils import Experiments
 
 from glioma_nas.costs import OperatorSpec
 from glioma_nas.errors import ConfigError
@@ -68,12 +70,14 @@ def make_co_search(space: NASBraNet, **options: Any) -> CoSearch:
 def test_co_search_runs_in_a_plain_nas_experiment(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))  # NNI keeps a list of experiments there
+    # NNI keeps a list of experiments in the home folder that it knew when it was imported.
+    monkeypatch.setattr(Experiments.__init__, "__defaults__", (str(tmp_path),))
     space = make_space()
     strategy = make_co_search(space)
     experiment = NasExperiment(space, make_evaluator(prepared, tmp_path / "run"), strategy)
     experiment.config.experiment_working_directory = str(tmp_path)
     experiment.run()
+    assert experiment.id in json.loads((tmp_path / ".experiment").read_text())
     models = experiment.export_top_models(top_k=2, formatter="instance")
     assert len(models) == 2
     image = torch.zeros(1, 2, 32, 32)
