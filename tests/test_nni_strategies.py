@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import nni
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -126,7 +127,8 @@ def test_each_trial_trains_all_its_epochs(prepared: Path, tmp_path: Path) -> Non
 
 def test_weights_of_a_trial_do_not_depend_on_the_trials_before_it() -> None:
     space = make_space()
-    samples = [_drawn(space), _drawn(space)]
+    state = np.random.RandomState(0)
+    samples = [_drawn(space, state), _drawn(space, state)]
     first: list[torch.Tensor] = []
     evaluator = FunctionalEvaluator(lambda model: first.append(next(model.parameters()).detach().clone()))
     for order in (samples, samples[::-1]):
@@ -175,7 +177,8 @@ def test_darts_survives_a_step_without_a_finite_loss(
 def test_random_one_shot_draws_only_networks_that_pass_the_filter(prepared: Path, tmp_path: Path) -> None:
     space = make_space()
     profiler = ArithmeticProfiler(space)
-    costs = sorted(profiler.profile(_drawn(space)) for _ in range(100))
+    state = np.random.RandomState(0)
+    costs = sorted(profiler.profile(_drawn(space, state)) for _ in range(100))
     strategy = NniRandomOneShot(profiler=profiler, filter={"max": costs[50]}, seed=1)
     explore(space, make_evaluator(prepared, tmp_path), strategy)
     assert profiler.profile(next(strategy.list_models()).sample) <= costs[50]
@@ -184,14 +187,15 @@ def test_random_one_shot_draws_only_networks_that_pass_the_filter(prepared: Path
 @pytest.mark.slow
 def test_second_network_outside_a_trial_is_refused(prepared: Path, tmp_path: Path) -> None:
     evaluator = make_evaluator(prepared, tmp_path)
-    evaluator.evaluate(make_space().freeze(_drawn(make_space())))
+    state = np.random.RandomState(0)
+    evaluator.evaluate(make_space().freeze(_drawn(make_space(), state)))
     with pytest.raises(RuntimeError, match="one evaluator for each network"):
-        evaluator.evaluate(make_space().freeze(_drawn(make_space())))
+        evaluator.evaluate(make_space().freeze(_drawn(make_space(), state)))
 
 
-def _drawn(space: NASBraNet) -> dict[str, Any]:
+def _drawn(space: NASBraNet, state: np.random.RandomState) -> dict[str, Any]:
     sample: dict[str, Any] = {}
-    space.random(sample)
+    space.random(sample, random_state=state)
     return sample
 
 
@@ -200,7 +204,8 @@ def _drawn(space: NASBraNet) -> dict[str, Any]:
 def test_no_network_slower_than_the_limit_is_drawn(prepared: Path, tmp_path: Path, make: Any) -> None:
     space = make_space()
     profiler = ArithmeticProfiler(space)
-    limit_ms = sorted(profiler.profile(_drawn(space)) for _ in range(40))[8]
+    state = np.random.RandomState(0)
+    limit_ms = sorted(profiler.profile(_drawn(space, state)) for _ in range(40))[8]
     options = {"n_candidates": 3, "paths": 1} if make is RandomWithSharedWeights else {"trials": 3}
     strategy = make(profiler=profiler, latency_limit_ms=limit_ms, **options)
     explore(space, make_evaluator(prepared, tmp_path), strategy)
