@@ -8,7 +8,6 @@ results on disk, so they resume where they stopped. docs/strategies.md lists the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,7 +26,7 @@ from glioma_nas.strategies.candidate_scoring import (
 )
 from glioma_nas.strategies.nni_faults import isolated_numpy_rng, require_reinforcement_learning
 from glioma_nas.strategies.search_settings import require_number
-from glioma_nas.strategies.trial_prefilter import TrialPrefilter, refuse_prefilter
+from glioma_nas.strategies.trial_prefilter import TrialPrefilter, refuse_prefilter, walk_in_limit
 from glioma_nas.training import interruptible
 
 DEFAULT_TRIALS = 20
@@ -123,7 +122,15 @@ class _NniMultiTrial(Strategy):
 
     def _run(self) -> None:
         with interruptible(), isolated_torch_rng(self.seed, "search"):
-            super()._run()
+            try:
+                super()._run()
+            except SearchError as err:
+                # NNI draws the next network before it asks whether another trial may begin.
+                done = len(list(self.engine.list_models()))
+                if not done:
+                    raise
+                if done < self.trials:
+                    self.notes.append(f"{done} of {self.trials} trials: {err}")
 
 
 def _nni_seed(seed: int) -> int:
@@ -193,7 +200,7 @@ class NniGrid(_NniMultiTrial, GridSearch):
         target_exponents: See `NniRandom`.
         latency_limit_ms: See `NniRandom`.
         seed: See `NniRandom`.
-        shuffle: Shuffle every hundred networks of the order.
+        shuffle: Shuffle every hundred networks of the order; under a limit as many as there are trials, if fewer.
         prefilter: Refused: the order is the grid's.
     """
 
@@ -223,14 +230,15 @@ class NniGrid(_NniMultiTrial, GridSearch):
             latency_limit_ms=latency_limit_ms,
             seed=seed,
         )
+        if latency_limit_ms is not None:
+            # NNI fills its buffer before the first trial; under a limit each of its networks may take long to find.
+            self._shuffle_buffer_size = min(GridSearch._shuffle_buffer_size, trials)
 
     def _grid_generator(self, model_space: Any) -> Iterator[Any]:
-        # NNI walks the grid by changing one dict, which every model it yields keeps as its sample and freezes only
-        # when its turn comes: by then the dict says something else, or has lost the labels walked back over.
-        for model in super()._grid_generator(model_space):
-            model.sample = copy.deepcopy(model.sample)
-            if self.keeps_limit(model.sample):
-                yield model
+        walk = super()._grid_generator(model_space)
+        return walk_in_limit(
+            walk, self.keeps_limit, limit_ms=self.latency_limit_ms, wanted=self.trials, notes=self.notes
+        )
 
 
 @strategies.register("nni.evolution")

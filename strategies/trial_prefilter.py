@@ -1,13 +1,14 @@
-"""Let a zero-cost proxy choose which randomly drawn networks become trials of NNI's strategies.
+"""Choose which networks of NNI's strategies become trials: by a zero-cost proxy, and within a latency limit.
 
-NNI 3.0 has no place for it (``model_filter`` is gone), but its random search and the first generation of its evolution
-get every network from one method, ``random``. Its other strategies propose networks in an order of their own, or must
-be told the result of each one they propose: there a filter would skip or starve them, and is refused.
+NNI 3.0 has no place for either (``model_filter`` is gone), but its random search and the first generation of its
+evolution get every network from one method, ``random``. Its other strategies propose networks in an order of their
+own, or must be told the result of each one they propose: there a filter would skip or starve them, and is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,9 @@ from glioma_nas.strategies.zero_cost import PROXIES, ranked
 
 _TRIES = 500
 """Draws in a row that may be slower than the limit."""
+
+_STEPS = 10_000
+"""Networks of a walk in a row that may be slower than the limit; a large grid holds more than anyone can wait for."""
 
 
 def require_prefilter(prefilter: str | None, draws: int) -> None:
@@ -44,6 +48,47 @@ def refuse_prefilter(strategy: str, prefilter: str | None) -> None:
             f"{strategy}: NNI lets no filter between its proposals and the trials; prefilter works with nni.random, "
             "nni.evolution (its random networks) and random_with_shared_weights"
         )
+
+
+def walk_in_limit(
+    models: Iterable[Any],
+    keeps_limit: Callable[[Mapping[str, Any]], bool],
+    *,
+    limit_ms: float | None,
+    wanted: int,
+    notes: list[str],
+) -> Iterator[Any]:
+    """Yield models of NNI's walk through a grid, each with a sample of its own; with a limit those that keep it.
+
+    Args:
+        models: The walk.
+        keeps_limit: Tells whether a sample does.
+        limit_ms: The limit; none: all models.
+        wanted: How many at most under a limit.
+        notes: Gets a note when the walk is given up after some were found.
+
+    Raises:
+        SearchError: Thousands in a row were too slow, and none was found before them.
+    """
+    found = too_slow = 0
+    for model in models:
+        # NNI walks the grid by changing one dict, which every model it yields keeps as its sample and freezes only
+        # when its turn comes: by then the dict says something else, or has lost the labels walked back over.
+        model.sample = copy.deepcopy(model.sample)
+        if limit_ms is None or keeps_limit(model.sample):
+            found, too_slow = found + 1, 0
+            yield model
+            if limit_ms is not None and found == wanted:
+                return  # one more might take long to find, and would not be tried
+            continue
+        too_slow += 1
+        if too_slow == _STEPS:
+            told = f"{_STEPS} networks of the grid in a row exceed latency_limit_ms {limit_ms:g}"
+            if not found:
+                raise SearchError(f"{told}; raise the limit, or search at random")
+            # Those may still wait in NNI's buffer: the end of the walk lets them become trials.
+            notes.append(f"{told}: the walk ended with {found} found before them")
+            return
 
 
 class TrialPrefilter:

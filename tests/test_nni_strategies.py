@@ -235,6 +235,40 @@ def test_limit_is_never_given_up_silently(make: Any, message: str) -> None:
         search_small_space(make(profiler=FiveMilliseconds(), latency_limit_ms=1.0, trials=2))
 
 
+def test_grid_of_a_large_space_gives_up_a_limit_that_nothing_keeps() -> None:
+    strategy = NniGrid(profiler=FiveMilliseconds(), latency_limit_ms=1.0, trials=2)
+    evaluator = FunctionalEvaluator(lambda model: nni.report_final_result(0.5))
+    with pytest.raises(SearchError, match="10000 networks of the grid in a row exceed latency_limit_ms 1; raise"):
+        explore(NASBraNet("tiny"), evaluator, strategy)
+
+
+class OneIsFast:
+    """Prices the first sample it sees at 1 ms and all others at 5."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Any] | None = None
+
+    def profile(self, sample: Any) -> float:
+        self.first = self.first or dict(sample)
+        return 1.0 if dict(sample) == self.first else 5.0
+
+
+@pytest.mark.parametrize(
+    ("make", "note"),
+    [
+        (NniGrid, "the walk ended with 1 found"),
+        (NniRandom, "1 of 2 trials: none of 500 networks drawn in a row keeps latency_limit_ms"),
+    ],
+)
+def test_trials_that_are_done_survive_a_limit_that_nothing_more_keeps(make: Any, note: str) -> None:
+    evaluator = FunctionalEvaluator(lambda model: nni.report_final_result(0.5))
+    for trials in (1, 2):
+        strategy = make(profiler=OneIsFast(), latency_limit_ms=1.0, trials=trials)
+        explore(NASBraNet("tiny"), evaluator, strategy)
+        assert len(list(strategy.list_models())) == 1
+        assert any(note in told for told in strategy.notes) == (trials == 2)
+
+
 def search_small_space(strategy: Any) -> Any:
     evaluator = FunctionalEvaluator(lambda model: nni.report_final_result(0.5))
     return list(explore(SmallSpace(), evaluator, strategy).list_models())
