@@ -91,6 +91,10 @@ def test_hard_limit_binds_every_strategy_that_ranks_networks(config: RunConfig, 
     assert build_strategy(own, profiler=Unmeasured(), seed=0).latency_limit_ms == 2.5
     filtered = with_budget(given, "nni.random_one_shot", seed=0).search.strategy_options
     assert filtered == {"filter": {"max": 2.5}}
+    for filters, bound in (({"min": 1.0, "max": 9.0}, {"min": 1.0, "max": 2.5}), ({"max": 2.0}, {"max": 2.0})):
+        update = {"strategy": "nni.random_one_shot", "strategy_options": {"latency_limit_ms": 2.5, "filter": filters}}
+        of_user = given.model_copy(update={"search": given.search.model_copy(update=update)})
+        assert with_budget(of_user, "nni.random_one_shot", seed=0).search.strategy_options["filter"] == bound
     assert without_limit(given, [strategy, "nni.darts", "nni.random_one_shot"]) == ["nni.darts"]
     assert without_limit(config, ["nni.darts"]) == []
 

@@ -24,7 +24,7 @@ fine-tuning for anybody keeps the budget what it says.
 TRIALS = 8
 """Trials that the budget of a multi-trial strategy is cut into, unless the user says otherwise."""
 
-FASTEST_STEP_S = 0.004
+FASTEST_STEP_S = 0.001
 """Wall time of an optimiser step that none goes below: how many batches an epoch that ends by time needs at most."""
 
 
@@ -103,7 +103,8 @@ def with_budget(
     options = dict(search.strategy_options) if strategy == search.strategy else {}
     options |= {name: value for name, value in shared.items() if name in taken}
     if shared.get("latency_limit_ms") is not None and "filter" in taken:  # NNI's own word for a limit
-        options.setdefault("filter", {"max": shared["latency_limit_ms"]})
+        limit_ms, filtered = shared["latency_limit_ms"], options.get("filter") or {}
+        options["filter"] = {**filtered, "max": min(limit_ms, filtered.get("max") or limit_ms)}
     if ranked and "sampled_networks" in taken:
         options["sampled_networks"] = ranked
     changed: dict[str, Any] = {"strategy": strategy, "strategy_options": options, "tensorboard": False}
