@@ -304,6 +304,8 @@ def test_comparison_survives_a_failed_search_and_continues(tmp_path: Path, broke
     out = tmp_path / "out"
     runs = pd.read_csv(out / "runs.csv")
     assert (runs.steps == 4).all() and (runs.scoring_steps == 0).all() and (runs.search_peak_mb > 100).all()
+    assert {"latency_low_ms", "latency_high_ms", "disturbed"} <= set(runs)
+    assert runs.disturbed.dropna().between(0, 1).all()
     assert runs.scored_networks.tolist() == [2, 0] and (runs.trainings == 2).all()
     assert len({path.read_bytes() for path in out.rglob("random_with*/**/student/weights.safetensors")}) == 2
     front = pd.read_csv(out / "pareto.csv")

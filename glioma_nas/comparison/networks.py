@@ -66,8 +66,8 @@ def timed_networks(
     """Time all networks by turns in one process.
 
     Returns:
-        Name → median and p95 latency in ms, number of rounds that count, GMAC and million parameters; and name → why
-        the engine does not take that network.
+        Name → median latency with its 95 % interval and p95 in ms, number of rounds that count, share of disturbed
+        calls, GMAC and million parameters; and name → why the engine does not take that network.
     """
     options, side = config.latency, config.preprocess.image_size_px
     shape = (1, len(config.cohort.channels), side, side)
@@ -87,14 +87,25 @@ def timed_networks(
         progress=progress,
         description="timing networks",
     )
+    clock_mhz = backend.clock_mhz()
     rows = {}
     for name in engines:
-        record = summarise(taken[name].times_ms, warmup_runs=warmup_runs, input_shapes=[shape])
+        record = summarise(
+            taken[name].times_ms,
+            warmup_runs=warmup_runs,
+            input_shapes=[shape],
+            clock_mhz=clock_mhz,
+            disturbed=taken[name].disturbed,
+        )
         size = network_size(networks[name], shape)
         rows[name] = {
             "latency_ms": record.median_ms,
+            "latency_low_ms": record.median_low_ms,
+            "latency_high_ms": record.median_high_ms,
             "latency_p95_ms": record.p95_ms,
             "latency_n": record.n,
+            "disturbed": record.disturbed,
+            "clock_mhz": record.clock_mhz,
             "macs_g": size.macs_g,
             "params_m": size.params_m,
         }
