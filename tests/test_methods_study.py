@@ -44,6 +44,7 @@ def scores() -> pd.DataFrame:
                             "patient_id": f"P{patient}",
                             "case_id": f"P{patient}-{case}",
                             "seed": seed,
+                            "training": 0,
                             "dice": dice,
                             "hd95_mm": 4.0,
                         }
@@ -101,6 +102,20 @@ def test_table_compares_every_method_with_the_student() -> None:
     assert found.source_times_student["icnet"] == pytest.approx(3.16, abs=0.005)
 
 
+def test_trainings_of_one_search_do_not_count_as_seeds() -> None:
+    once = scores()
+    twice = pd.concat([once, once.assign(training=1, dice=once.dice + 0.04)])
+    timed, names = [latency(student=2.0, teacher=4.0, icnet=5.0)], ["student", "teacher", "icnet"]
+    found = networks_table(twice, timed, names=names, reference="student", seed=0).iloc[0]
+    assert (found.seeds, found.trainings) == (2, 2)
+    assert found.dice_seeds_sd == pytest.approx(0.02 / 2**0.5)
+    assert found.dice_trainings_sd == pytest.approx(0.04 / 2**0.5)
+    first = twice[twice.seed == 0]
+    alone = networks_table(first, timed, names=names, reference="student", seed=0).iloc[0]
+    assert (alone.seeds, alone.trainings, alone.dice_seeds_sd) == (1, 2, None)
+    assert per_patient(twice).loc["P3", "student"] == pytest.approx(per_patient(once).loc["P3", "student"] + 0.02)
+
+
 def test_speed_and_front_are_told_of_every_network() -> None:
     found = table([latency(student=2.0, teacher=4.0, icnet=5.0)], slowest="icnet")
     assert found.speedup.tolist() == pytest.approx([2.5, 1.25, 1.0])
@@ -127,6 +142,9 @@ def test_page_leaves_the_references_own_comparison_empty(tmp_path: Path) -> None
     assert student is not None and "0.6" in student[0] and "not measured" not in student[0]
     assert "SD over seeds" not in first and "× UNet" in page and "counted from 0; used: 0" in page
     assert picture.startswith(b"\x89PNG")
+    rows["dice_trainings_sd"] = 0.01
+    page, _ = render_methods(rows, [timed], config, folds=[0], n_seeds=1, n_trainings=3)
+    assert "SD over trainings" in page and "SD over seeds" not in page and "1 search × 3 trainings" in page
 
 
 def test_equal_networks_do_not_differ() -> None:
@@ -251,7 +269,8 @@ def test_search_of_a_finished_run_is_taken_over_and_trained_twice(tmp_path: Path
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
     # Two trainings of each network, by seeds of their own, from the one search.
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
-    assert set(scores.seed) == {config.seed, config.seed + 1000} and (found.seeds == 2).all()
+    assert set(scores.seed) == {config.seed} and set(scores.training) == {0, 1}
+    assert (found.seeds == 1).all() and (found.trainings == 2).all()
     weights = [file.read_bytes() for file in (tmp_path / "out").rglob("student/weights.safetensors")]
     assert len(weights) == 2 and weights[0] != weights[1]
     other = config.model_copy(update={"seed": 4})

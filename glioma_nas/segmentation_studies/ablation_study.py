@@ -106,7 +106,7 @@ def study_ablation(
             folder = out / f"seed{seed}"
             contenders = _contenders(config, settings, seed, out, progress)
             require_masks(contenders[0])
-            frames.append(train_and_score(contenders, used, folder, progress).assign(seed=seed))
+            frames.append(train_and_score(contenders, used, folder, progress).assign(seed=seed, training=0))
             latencies.append(time_in_turns(contenders, used[0], folder, reference=REFERENCE, progress=progress))
             task.advance()
     scores = pd.concat(frames, ignore_index=True)

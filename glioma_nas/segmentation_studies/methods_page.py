@@ -34,14 +34,15 @@ def _compared(column: Column) -> Column:
     )
 
 
-def dice_columns(n_seeds: int) -> tuple[Column, ...]:
-    """Return the columns of accuracy; one seed has no spread."""
+def dice_columns(n_seeds: int, n_trainings: int = 1) -> tuple[Column, ...]:
+    """Return the columns of accuracy; one seed has no spread, nor has one training."""
     return (
         text("network", "Network"),
         number("n_patients", "n"),
         number("dice", "Dice", 3),
         interval("dice_low", "dice_high", 3),
         *([number("dice_seeds_sd", "SD over seeds", 3)] if n_seeds > 1 else []),
+        *([number("dice_trainings_sd", "SD over trainings", 3)] if n_trainings > 1 else []),
         _compared(number("difference", "Difference", 3)),
         _compared(interval("difference_low", "difference_high", 3)),
         _compared(number("p_holm", "p", 4)),
@@ -66,9 +67,9 @@ def speed_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
 
 DICE_CAPTION = (
     "Out-of-fold: a patient is scored by networks that never saw the patient; all with the same folds and budget. "
-    "Dice: mean over patients on each scan's own grid, seeds averaged first, with a bootstrap interval over patients. "
-    "Difference: network minus {reference}, patient by patient, with its interval. p: Wilcoxon's signed-rank test of "
-    "the same pairs, Holm's adjustment for all rows. HD95: median over cases."
+    "Dice: mean over patients on each scan's own grid, trainings and seeds averaged first, with a bootstrap interval "
+    "over patients. Difference: network minus {reference}, patient by patient, with its interval. p: Wilcoxon's "
+    "signed-rank test of the same pairs, Holm's adjustment for all rows. HD95: median over cases."
 )
 
 
@@ -79,6 +80,7 @@ def render_methods(
     *,
     folds: Sequence[int],
     n_seeds: int,
+    n_trainings: int = 1,
 ) -> tuple[str, bytes]:
     """Return the page as self-contained HTML, and its picture of the front as PNG.
 
@@ -87,12 +89,13 @@ def render_methods(
         latencies: What the networks were timed with, one for each seed.
         config: The configuration.
         folds: Folds that were used.
-        n_seeds: Seeds.
+        n_seeds: Seeds, each with a search of its own.
+        n_trainings: Trainings of every network and seed.
     """
     rows = rows_of(table)
     section = Section("methods", "Methods")
     section.add(
-        Table("table-4-5-dice", DICE_CAPTION.format(reference="student"), dice_columns(n_seeds), rows),
+        Table("table-4-5-dice", DICE_CAPTION.format(reference="student"), dice_columns(n_seeds, n_trainings), rows),
         Table(
             "table-4-5-speed",
             "Batch 1, all networks in turns in one run: medians, and medians of the ratios round by round. On the "
@@ -119,7 +122,7 @@ def render_methods(
     section.add(
         Figures("Dice against latency; up and to the left is better. The line joins the front.", [Picture(figure)])
     )
-    sections = [section, limits(latencies, config, folds, n_seeds)]
+    sections = [section, limits(latencies, config, folds, n_seeds, n_trainings)]
     page = study_page("Table 4-5: segmentation networks", config, sections, facts=[split_fact(config)])
     return page, figure.png
 
@@ -137,7 +140,9 @@ def front_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return tradeoff_chart(points, colour_of([point.network for point in points]), size_in=(7.4, 4.2))
 
 
-def limits(latencies: Sequence[Mapping[str, Any]], config: RunConfig, folds: Sequence[int], n_seeds: int) -> Section:
+def limits(
+    latencies: Sequence[Mapping[str, Any]], config: RunConfig, folds: Sequence[int], n_seeds: int, n_trainings: int = 1
+) -> Section:
     """Return the section that says under what conditions the figures hold."""
     section = Section("limits", "How to read it")
     train, latency = config.train, latencies[0]
@@ -145,13 +150,16 @@ def limits(latencies: Sequence[Mapping[str, Any]], config: RunConfig, folds: Seq
     steps = (
         f"{train.epochs * train.steps_per_epoch} optimiser steps" if train.steps_per_epoch else "all slices an epoch"
     )
+    repeats = plural(n_seeds, "seed")
+    if n_trainings > 1:
+        repeats = f"{n_seeds} search{'' if n_seeds == 1 else 'es'} × {n_trainings} trainings"
     every = [parity["mask_dice"] for item in latencies for parity in item["parity"].values()]
     searched = "The architecture was searched on the training patients of fold 0"
     section.add(
         Bullets(
             (
                 f"Budget of every network: {steps} ({plural(train.epochs, 'epoch')}) of {train.batch_size} slices, "
-                f"{train.precision}, {plural(n_seeds, 'seed')}. Students are distilled from the teacher, which the "
+                f"{train.precision}, {repeats}. Students are distilled from the teacher, which the "
                 "other networks do without; the search itself is beside the budget.",
                 f"{config.folds.n_folds} folds by patient, counted from 0; used: {', '.join(map(str, folds))}.",
                 f"{searched}, so its test patients are untouched by the search."

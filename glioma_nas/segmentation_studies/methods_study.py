@@ -114,7 +114,11 @@ def study_methods(config: RunConfig, out: Path, plan: MethodsPlan, *, progress: 
             for training in range(plan.n_trainings):
                 seed = config.seed + number + TRAINING_SEED_STEP * training
                 trained = [with_training_seed(item, seed) for item in contenders]
-                frames.append(train_and_score(trained, folds, folder, progress).assign(seed=seed))
+                frames.append(
+                    train_and_score(trained, folds, folder, progress).assign(
+                        seed=config.seed + number, training=training
+                    )
+                )
             latencies.append(time_in_turns(contenders, folds[0], folder, reference=REFERENCE, progress=progress))
             task.advance()
     scores = pd.concat(frames, ignore_index=True)
@@ -125,8 +129,9 @@ def study_methods(config: RunConfig, out: Path, plan: MethodsPlan, *, progress: 
     write_text(out / SCORES_FILE, scores.to_csv(index=False))
     write_text(out / PATIENTS_FILE, per_patient(scores).reset_index().to_csv(index=False))
     write_text(out / TABLE_FILE, table.to_csv(index=False))
-    n_seeds = plan.n_seeds * plan.n_trainings
-    page, front = render_methods(table, latencies, config, folds=folds, n_seeds=n_seeds)
+    page, front = render_methods(
+        table, latencies, config, folds=folds, n_seeds=plan.n_seeds, n_trainings=plan.n_trainings
+    )
     write_bytes(out / FRONT_FILE, front)
     write_text(out / PAGE_FILE, page)
     return table

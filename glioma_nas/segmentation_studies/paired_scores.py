@@ -1,6 +1,7 @@
 """Tables of a study's networks: Dice over patients with intervals, paired with one of them, beside latency and size.
 
-The patient is the unit: a patient's cases are averaged, then the seeds, before anything is compared.
+The patient is the unit: a patient's cases are averaged, then the trainings of a seed, then the seeds, before anything
+is compared.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from glioma_nas.significance import holm
 
 
 def per_patient(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return mean Dice by patient (rows) and network (columns): over a patient's cases, then over seeds.
+    """Return mean Dice by patient (rows) and network (columns): over a patient's cases, then trainings, then seeds.
 
     Args:
-        scores: ``network``, ``patient_id``, ``seed``, ``dice``; cases without an expert mask are left out.
+        scores: ``network``, ``patient_id``, ``seed`` (of the search), ``training`` (its number among those of that
+            seed), ``dice``; cases without an expert mask are left out.
     """
-    by_seed = scores.dropna(subset=["dice"]).groupby(["patient_id", "network", "seed"], sort=True).dice.mean()
+    keys = ["patient_id", "network", "seed"]
+    by_training = scores.dropna(subset=["dice"]).groupby([*keys, "training"], sort=True).dice.mean()
+    by_seed = by_training.groupby(keys, sort=True).mean()
     return by_seed.groupby(["patient_id", "network"], sort=True).mean().unstack("network")
 
 
@@ -43,7 +47,9 @@ def networks_table(
 
     ``dice`` is the mean over patients with a bootstrap interval over them; ``difference`` the mean of network minus
     reference over patients, with its interval; ``p`` Wilcoxon's signed-rank test of the same pairs and ``p_holm``
-    adjusted for all networks; ``dice_seeds_sd`` the standard deviation over seeds of the mean (none for one seed).
+    adjusted for all networks. ``seeds`` and ``trainings`` count the searches and the trainings of each;
+    ``dice_seeds_sd`` is the standard deviation over seeds of the mean over their trainings (none for one seed), and
+    ``dice_trainings_sd`` that over the trainings of one seed, its variance averaged over seeds (none for one training).
     ``latency_ms`` is the median over seeds of the medians, ``times_reference`` how many times as long as the reference
     a network takes, ``speedup`` how many times as fast as ``slowest`` it is, both over rounds in which all took turns.
     ``front`` tells whether no other network is at least as accurate and as fast, and better in one.
@@ -102,10 +108,13 @@ def _dice(patients: pd.DataFrame, name: str, reference: str, *, seed: int) -> di
 
 
 def _over_cases(own: pd.DataFrame) -> dict[str, Any]:
-    by_seed = own.groupby("seed").dice.mean()
+    by_training = own.groupby(["seed", "training"]).dice.mean().unstack("training")
+    n_seeds, n_trainings = by_training.shape
     return {
-        "seeds": len(by_seed),
-        "dice_seeds_sd": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
+        "seeds": n_seeds,
+        "trainings": n_trainings,
+        "dice_seeds_sd": float(by_training.mean(axis=1).std(ddof=1)) if n_seeds > 1 else None,
+        "dice_trainings_sd": float(np.sqrt(by_training.var(axis=1, ddof=1).mean())) if n_trainings > 1 else None,
         "hd95_mm": float(own.hd95_mm.median()) if own.hd95_mm.notna().any() else None,
     }
 
