@@ -70,12 +70,12 @@ class LatencyRecord:
         """Order records by how little they say, the best first.
 
         Whether most calls were disturbed, the width of the median's interval relative to it (infinite without one), and
-        the share of disturbed calls. More calls say nothing by themselves: they were made because the median would not
-        stand still.
+        the share of disturbed calls, where unknown counts as all of them. More calls say nothing by themselves:
+        they were made because the median would not stand still.
         """
         low, high = self.median_low_ms, self.median_high_ms
         width = math.inf if low is None or high is None else (high - low) / self.median_ms
-        return self.much_disturbed, width, self.disturbed or 0.0
+        return self.much_disturbed, width, 1.0 if self.disturbed is None else self.disturbed
 
     def __post_init__(self) -> None:
         for name, value in (("median_ms", self.median_ms), ("p95_ms", self.p95_ms)):
@@ -172,11 +172,21 @@ class LatencyTable:
     def updated(self, other: LatencyTable) -> LatencyTable:
         """Return a table with the entries of both; those of ``other`` replace ours.
 
+        Ours stays where theirs is much disturbed, ours is not, and both are of the same code.
+
         Raises:
             BackendError: The environments differ.
         """
         self.require_same_environment(other.environment)
-        return LatencyTable(self.environment, {**self._records, **other._records})
+        better = {
+            spec: theirs
+            for spec, theirs in other._records.items()
+            if (ours := self._records.get(spec)) is None
+            or ours.much_disturbed
+            or not theirs.much_disturbed
+            or ours.component != theirs.component
+        }
+        return LatencyTable(self.environment, {**self._records, **better})
 
     def require_same_environment(self, environment: Environment) -> None:
         """Make sure that times of ``environment`` may stand beside those of this table.

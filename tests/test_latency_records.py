@@ -82,10 +82,11 @@ def test_exporting_pytorch_version_does_not_matter() -> None:
         (_known_to(0.01, n=20), _known_to(0.08, n=60)),
         (_known_to(0.08, n=20), _record(n=3)),
         (_known_to(0.01, disturbed=0.1), _known_to(0.01, disturbed=0.3)),
+        (_known_to(0.01, disturbed=0.1), _known_to(0.01, disturbed=None)),
         # Calls that all waited agree very well with each other.
         (_known_to(0.08, disturbed=0.0), _known_to(0.001, disturbed=1.0)),
     ],
-    ids=["narrower", "with an interval", "less disturbed", "not disturbed"],
+    ids=["narrower", "with an interval", "less disturbed", "known to be", "not disturbed"],
 )
 def test_merge_keeps_the_record_whose_median_is_known_better(better: LatencyRecord, worse: LatencyRecord) -> None:
     good = LatencyTable(ENVIRONMENT, {CONV: better})
@@ -106,6 +107,14 @@ def test_update_replaces_even_a_better_known_time() -> None:
     assert ours.updated(theirs).record(CONV) == theirs.record(CONV)
     with pytest.raises(BackendError, match="table of another device"):
         ours.updated(LatencyTable(dataclasses.replace(ENVIRONMENT, device="another")))
+
+
+def test_update_keeps_a_good_time_from_one_of_a_busy_machine_and_the_same_code() -> None:
+    good, busy = (LatencyTable(ENVIRONMENT, {CONV: _known_to(0.01, disturbed=share)}) for share in (0.0, 0.9))
+    assert good.updated(busy).record(CONV) == good.record(CONV)
+    assert busy.updated(busy).record(CONV) == busy.record(CONV)
+    changed = LatencyTable(ENVIRONMENT, {CONV: _known_to(0.01, disturbed=0.9, component="of another code")})
+    assert good.updated(changed).record(CONV) == changed.record(CONV)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,13 @@ def run(context: StageContext) -> dict[str, Any]:
     elapsed_s = time.monotonic() - started
     table.save_csv(path.with_suffix(".csv"))
     if shared is not None:
-        (LatencyTable.load(shared).updated(table) if shared.exists() else table).save(shared)
+        common = LatencyTable.load(shared).updated(table) if shared.exists() else table
+        common.save(shared)
+        kept = sum(common.record(spec) != table.record(spec) for spec in table)
+        if kept:
+            context.progress.note(
+                f"latency: {shared.name} keeps {kept} earlier times, which were taken while less else was running"
+            )
     disturbed = sum(table.record(spec).much_disturbed for spec in table)
     if disturbed:
         context.progress.note(
