@@ -330,16 +330,25 @@ def _is_centred(operation: Any) -> bool:
     """Whether every kernel of a convolution reads what the middle of the largest one reads."""
     kernel = operation.mutable_arguments["kernel_size"]
     padding = operation.mutable_arguments.get("padding", operation.init_arguments["padding"])
+    dilation = _side(operation.init_arguments["dilation"])
     sample: dict[str, Any] = {}
     margins = set()
     for size in kernel.grid(memo=sample):
         if isinstance(padding, Mutable) and not set(padding.simplify()) <= set(sample):
             return False
-        pad = padding.freeze(sample) if isinstance(padding, Mutable) else padding
-        if not isinstance(size, int) or not isinstance(pad, int):
+        pad = _side(padding.freeze(sample) if isinstance(padding, Mutable) else padding)
+        side = _side(size)
+        if side is None or pad is None or dilation is None:
             return False
-        margins.add(size - 2 * pad)
+        margins.add(dilation * (side - 1) - 2 * pad)
     return len(margins) == 1
+
+
+def _side(value: Any) -> int | None:
+    """Return a number, or that of equal ones for rows and columns; none for anything else."""
+    values = set(value) if isinstance(value, tuple) else {value}
+    only = values.pop() if len(values) == 1 else None
+    return only if isinstance(only, int) else None
 
 
 def relaxation_hooks(slot: RelaxationSlot) -> list[Any]:

@@ -282,6 +282,10 @@ def test_pass_with_gates_computes_the_chosen_network_and_every_gate_learns(space
             lambda: Layer(lambda: MutableConv2d(1, 8, nni.choice("kernel", [1, 3]), padding=1)),
             "kernel: .*whose padding does not follow its kernel_size",
         ),
+        (
+            lambda: Layer(lambda: MutableConv2d(1, 8, (k := nni.choice("kernel", [3, 5])), padding=k // 2, dilation=2)),
+            "kernel: .*whose padding does not follow its kernel_size",
+        ),
         (lambda: Layer(lambda: MutableConv2d(1, 8, 3, stride=nni.choice("stride", [1, 2]))), "whose stride is chosen"),
         (lambda: Layer(lambda: MutableConv2d(1, nni.choice("width", [4, 8]), 3)), "choice 'width' gets no gradient"),
     ],
