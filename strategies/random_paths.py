@@ -135,6 +135,10 @@ class RandomWithSharedWeights(LatencyRegularisedSearch):
         )
         if not drawn:
             raise SearchError(f"no network that was drawn keeps latency_limit_ms {limit_ms:g}; raise the limit")
+        if limit_ms is not None and len(drawn) < wanted:
+            self.notes.append(
+                f"only {len(drawn)} of {wanted} networks were found that keep latency_limit_ms {limit_ms:g}"
+            )
         self._keep_best(name, self._prefiltered(drawn))
 
     def _prefiltered(self, drawn: list[Architecture]) -> list[Architecture]:
