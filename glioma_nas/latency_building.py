@@ -164,11 +164,14 @@ def _code_of(kind: type) -> str:
         source = inspect.getsource(kind)
     except (OSError, TypeError):  # made at run time, as in a notebook or by a factory
         return ""
-    tree = ast.parse(textwrap.dedent(source))
+    try:
+        tree = ast.parse(textwrap.dedent(source))
+    except SyntaxError:  # a text of several lines that starts left of the class' own margin
+        return source
     for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return ast.dump(tree)
+    return ast.unparse(tree)  # not ast.dump, which differs from one Python version to the next
 
 
 def _is_of(record: LatencyRecord, spec: OperatorSpec, space: Any) -> bool:

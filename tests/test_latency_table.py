@@ -165,6 +165,17 @@ def test_old_time_of_a_plugins_operator_is_not_taken(tmp_path: Path) -> None:
     assert [spec.operator for spec in LatencyTable.load(tmp_path / "table.json")] == ["conv3x3"]
 
 
+def test_operator_whose_code_starts_left_of_its_class_has_a_hash() -> None:
+    class Told(nn.Identity):
+        text = """
+left of the class"""
+
+    class Silent(nn.Identity):
+        """Same as nothing."""
+
+    assert len({component_hash(Told()), component_hash(Silent())}) == 2
+
+
 @pytest.mark.slow
 def test_operator_is_the_same_model_in_every_process() -> None:
     """What engines are cached by: a hash of the model, weights included."""
