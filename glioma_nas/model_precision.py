@@ -22,6 +22,8 @@ import numpy as np
 from glioma_nas.errors import BackendError
 from glioma_nas.latency_backend import Array
 
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
 
 def to_float16(model: bytes) -> bytes:
     """Return ``model`` with weights and activations in 16-bit floats; its inputs and outputs stay float32."""
@@ -84,7 +86,7 @@ def to_int8(model: bytes, images: Array | Sequence[Array], *, symmetric: bool = 
                 per_channel=True,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                op_types_to_quantize=["Conv"],
+                op_types_to_quantize=list(_CONVOLUTIONS),
                 extra_options={
                     "ActivationSymmetric": symmetric,
                     "WeightSymmetric": True,
@@ -92,7 +94,9 @@ def to_int8(model: bytes, images: Array | Sequence[Array], *, symmetric: bool = 
                 },
             )
         except (ValueError, RuntimeError) as err:
-            raise BackendError(f"ONNX Runtime cannot quantise the model: {str(err).strip().splitlines()[0]}") from err
+            raise BackendError(
+                f"ONNX Runtime cannot quantise the model: {(str(err).strip() or type(err).__name__).splitlines()[0]}"
+            ) from err
         quantised = Path(done).read_bytes()
     loose = unquantised_convolutions(quantised)
     if loose:
@@ -109,7 +113,9 @@ def unquantised_convolutions(model: bytes) -> list[str]:
 
     graph = onnx.load_from_string(model).graph
     dequantised = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    return [node.name for node in graph.node if node.op_type == "Conv" and not dequantised.issuperset(node.input[:2])]
+    return [
+        node.name for node in graph.node if node.op_type in _CONVOLUTIONS and not dequantised.issuperset(node.input[:2])
+    ]
 
 
 def _batches(images: Array, size: int) -> Iterator[Array]:

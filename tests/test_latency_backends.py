@@ -324,6 +324,22 @@ def test_model_of_a_larger_batch_is_quantised_on_batches_of_its_size(n_images: i
     assert "QuantizeLinear" in kinds
 
 
+def test_transposed_convolution_is_quantised_as_the_others_are() -> None:
+    shapes = [(1, 4, 8, 8)]
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(6, 3, 2, stride=2)).eval()
+    model = export_onnx(network, shapes, opset=17)
+    images = np.random.default_rng(0).standard_normal((4, 4, 8, 8), dtype=np.float32)
+    assert len(unquantised_convolutions(model)) == 2
+    for symmetric in (False, True):
+        quantised = to_int8(model, images, symmetric=symmetric)
+        assert not unquantised_convolutions(quantised)
+        given = open_onnx_backend("onnxruntime").load(quantised, shapes, threads=1).run([images[:1]])[0]
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(images[:1])).numpy()
+        assert 1e-5 < np.abs(given - expected).max() < 0.1
+
+
 class TwoInputs(nn.Module):
     """A head in small: a coarse and a fine input of different sizes."""
 
