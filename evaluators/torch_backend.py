@@ -204,7 +204,6 @@ def _compile(module: nn.Module, make: Callable[[nn.Module], Engine]) -> Engine:
         # threads of the timed calls, since Inductor writes their number into the code.
         engine.time_ms()
     except RuntimeError as err:
-        raise BackendError(
-            f"torch.compile refuses {type(module).__name__}: {str(err).strip().splitlines()[0]}"
-        ) from err
+        why = (str(err).strip() or type(err).__name__).splitlines()[0]
+        raise BackendError(f"torch.compile refuses {type(module).__name__}: {why}") from err
     return engine

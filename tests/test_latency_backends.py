@@ -434,6 +434,18 @@ def test_network_that_cannot_be_compiled_is_refused_when_the_engine_is_made() ->
         backend.prepare(Undecided(), [(1, 2)], threads=1)
 
 
+def test_compiler_that_fails_without_a_word_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError
+
+    backend = registry.latency_backends.get("torch_compiled")()
+    if backend.available() is not None:
+        pytest.skip(backend.available())
+    monkeypatch.setattr("torch.compile", fail)
+    with pytest.raises(BackendError, match=r"torch\.compile refuses Sigmoid: RuntimeError"):
+        backend.prepare(nn.Sigmoid(), [(1, 2)], threads=1)
+
+
 def test_compiling_for_a_gpu_needs_more_than_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = registry.latency_backends.get("torch_cuda_compiled")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
