@@ -111,6 +111,19 @@ class NormedKernels(ModelSpace):
         return self.head(x.square().mean((2, 3)))
 
 
+class DilatedKernels(ModelSpace):
+    """A choice of kernels whose taps lie two pixels apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kernel = nni.choice("kernel", [1, 3, 5])
+        self.first = MutableConv2d(1, 8, kernel, padding=kernel - 1, dilation=(2, 2))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x).square().mean((2, 3)))
+
+
 class Attention(ModelSpace):
     """A choice of what attention reads; ``chosen`` makes one inside it, where nothing can be mixed."""
 
@@ -249,7 +262,7 @@ def supernet_of(space: ModelSpace) -> tuple[ModelSpace, RelaxationSlot]:
     return space, strategy.relaxation_slot
 
 
-@pytest.mark.parametrize("space_class", [Channels, Kernels, NormedKernels, Attention])
+@pytest.mark.parametrize("space_class", [Channels, Kernels, NormedKernels, DilatedKernels, Attention])
 def test_pass_with_gates_computes_the_chosen_network_and_every_gate_learns(space_class: type[ModelSpace]) -> None:
     space, slot = supernet_of(space_class())
     space.eval()
