@@ -301,6 +301,7 @@ def test_strategy_runs_in_a_plain_nas_experiment(
     assert model.eval()(torch.zeros(1, 2, 32, 32)).shape == (1, 2, 32, 32)
     if hasattr(strategy, "trials"):
         assert len(trials_of(strategy)) == 2
+    experiment.stop()
 
 
 def test_search_whose_trials_all_fail_says_so(tmp_path: Path) -> None:

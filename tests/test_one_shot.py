@@ -89,6 +89,7 @@ def test_co_search_runs_in_a_plain_nas_experiment(
     assert teacher["width_ends"] == plain.fixed_choices["teacher"]["width_ends"]
     assert strategy.found["student"].sample()["width_ends"] == plain.fixed_choices["student"]["width_ends"]
     assert len(strategy.candidates["student"]) == 3
+    experiment.stop()
 
 
 class _PowerCut(Exception):
