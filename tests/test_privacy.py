@@ -27,7 +27,7 @@ from glioma_nas.privacy.nifti_header import scrub_nifti
 from glioma_nas.privacy.phi_scan import PhiScan, scan_folder
 from glioma_nas.privacy.pseudonyms import Pseudonyms, is_pseudonym, load_salt
 from glioma_nas.privacy.scrubbing import scrub
-from glioma_nas.privacy.text_patterns import KnownIdentifiers
+from glioma_nas.privacy.text_patterns import KnownIdentifiers, Span, find_identifiers
 from glioma_nas.testing.phantoms import write_nifti, write_phantom_cohort
 
 PSEUDONYMS = Pseudonyms(bytes(range(32)))
@@ -256,13 +256,21 @@ def test_scan_of_harmless_output_is_silent(tmp_path: Path) -> None:
 
 
 def test_scan_of_an_exported_bundle_is_silent_about_the_address_of_its_schema(tmp_path: Path) -> None:
-    text = json.dumps(metadata("student", ("t1ce", "flair"), 224))
+    text = json.dumps(metadata("student", ("t1ce", "flair"), 224, {}))
     assert "meta_schema_20220324.json" in text
     (tmp_path / "metadata.json").write_text(text)
     assert scan_folder(tmp_path).leaks == ()
     # Only that address, not any date in any other.
-    (tmp_path / "metadata.json").write_text(text.replace("MONAI-extra-test-data", "Smith"))
-    assert found(scan_folder(tmp_path)) == {("warning", "date")}
+    for one, other in (("MONAI-extra-test-data", "Smith"), ("20220324", "19700503")):
+        (tmp_path / "metadata.json").write_text(text.replace(one, other))
+        assert found(scan_folder(tmp_path)) == {("warning", "date")}
+
+
+def test_known_identifier_is_found_in_the_address_of_the_schema_too() -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    text = metadata("student", ("t1ce", "flair"), 224, {})["schema"]
+    hits = list(find_identifiers(text, KnownIdentifiers({"20220324": "patient id"}), Span(today, today)))
+    assert [(hit.severity, hit.kind) for hit in hits] == [("error", "patient id")]
 
 
 def test_scan_looks_into_headers_pictures_names_archives_and_binary_files(tmp_path: Path) -> None:
