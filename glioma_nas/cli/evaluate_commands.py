@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +54,6 @@ def evaluate(
         )
     if not as_json:
         typer.echo((folder / PAGE_FILE).resolve())
-        complain(
-            f"to show this in the run's report: glioma-nas report {opened.folder / CONFIG_FILE} --out {opened.folder} "
-            f"--set 'report.evaluations=[{folder.resolve()}]'"
-        )
+        shown = f"report.evaluations={json.dumps([str(folder.resolve())], ensure_ascii=False)}"
+        words = ["report", str(opened.folder / CONFIG_FILE), "--out", str(opened.folder), "--set", shown]
+        complain(f"to show this in the run's report: glioma-nas {shlex.join(words)}")
