@@ -37,6 +37,7 @@ from glioma_nas.binary_statistics import bootstrap_interval
 from glioma_nas.config import RunConfig, parse_config
 from glioma_nas.console import make_progress
 from glioma_nas.files import read_json, sha256_file, write_json, write_text
+from glioma_nas.folds import load_folds
 from glioma_nas.marker_evaluator import build_evaluator, patient_level
 from glioma_nas.marker_masks import mask_source
 from glioma_nas.markers import MarkerCase
@@ -250,7 +251,11 @@ def _stored(folder: Path, name: str, seed: int) -> pd.DataFrame:
     files = sorted((folder / "jobs" / f"{name}_seed{seed}").glob("fold*/predictions.csv"))
     if not files:
         raise SystemExit(f"{folder}: holds no {name} of seed {seed}; run --out {folder} to its end first")
-    return patient_level(pd.concat([pd.read_csv(file, dtype={"patient_id": str}) for file in files]))
+    rows = pd.concat([pd.read_csv(file, dtype={"case_id": str, "patient_id": str}) for file in files])
+    folds = load_folds(folder / "run" / "preprocess" / "folds.json")
+    if set(rows["case_id"]) != {case for fold in range(folds.n) for case in folds.test(fold)}:
+        raise SystemExit(f"{folder}: {name} of seed {seed} is not finished; run --out {folder} to its end first")
+    return patient_level(rows)
 
 
 def _student(values: list[float]) -> str:
