@@ -173,7 +173,7 @@ def evidence(records: RunRecords, config: RunConfig, further: FurtherEvidence) -
             has_dice and has_folds, "report.html: every figure is out-of-fold, by patient", "run the segment stage"
         ),
         "external": _either(
-            bool(further.evaluations),
+            bool(further.measured),
             "report.html, Other patients, other seeds; tables/evaluations.csv, and the page of each evaluation",
             "`glioma-nas evaluate RUN COHORT` scores the frozen run on patients from elsewhere, and report.evaluations "
             "shows it here",

@@ -46,6 +46,15 @@ class FurtherEvidence:
     evaluations: tuple[Mapping[str, Any], ...] = ()
     comparisons: tuple[pd.DataFrame, ...] = ()
 
+    @property
+    def measured(self) -> tuple[Mapping[str, Any], ...]:
+        """The evaluations that measured a Dice or an AUC: others say nothing about other patients."""
+        return tuple(
+            one
+            for one in self.evaluations
+            if "dice" in one["segmentation"] or any("metrics" in marker for marker in one["markers"].values())
+        )
+
 
 def applied_stages(run: Path) -> dict[str, str]:
     """Return the hash of the manifest of every stage of a run that is applied to new patients."""

@@ -85,8 +85,9 @@ def build_limits(
         str(search["search_patients_note"])
         if "search_patients_note" in search
         else "Which patients the architecture search saw was not recorded; out-of-fold figures may be flattered by it.",
-        f"All figures but those of section 'Other patients' come from one cohort of {patients} patients."
-        if further.evaluations
+        f"All figures but those of section 'Other patients' come from one cohort of {patients} patients; beyond those, "
+        "nothing was tested."
+        if further.measured
         else f"All figures come from one cohort of {patients} patients; other scanners, sites and populations were not "
         "tested.",
         "Intervals say how figures vary with the patients drawn. They leave out how they vary with another seed: each "
