@@ -139,6 +139,7 @@ def test_patients_without_an_outline_are_counted_and_not_scored(
     marker = results["markers"]["ki67"]
     assert marker["not_predicted"] == {"not predicted: no tumour was found in the images": 12}
     assert "metrics" not in marker and marker["not_measured"]
+    assert "12 cases with a known marker stand in none of these figures" in (tmp_path / "report.html").read_text()
     assert results["empty_outlines"]["n_predicted_empty"] == 12 and results["segmentation"]["dice"]["value"] == 0
 
 

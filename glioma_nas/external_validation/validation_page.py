@@ -94,7 +94,8 @@ def _segmentation(results: Mapping[str, Any], table: pd.DataFrame) -> Section:
     section.add(
         Table(
             "segmentation",
-            "Over patients on each scan's own grid, with a percentile bootstrap over patients: mean Dice, median HD95.",
+            "Over patients on each scan's own grid, with a percentile bootstrap over patients: mean Dice, median HD95. "
+            "Outlines are of the mean of all folds' networks; the run's own Dice is of one network a patient.",
             (text("what", "Figure"), number("value", "Value", 3), interval("low", "high", 3), number("n", "n")),
             rows,
         )
@@ -140,6 +141,8 @@ def _markers(results: Mapping[str, Any]) -> Section:
         section.add(Subheading(name))
         if "metrics" not in marker:
             section.add_missing(f"{name}: {marker['not_measured']}")
+            if marker.get("not_predicted"):
+                section.add(Paragraph(_not_predicted(marker)))
             continue
         again = marker.get("recalibration", {})
         after = again.get("metrics", {})
@@ -162,7 +165,7 @@ def _markers(results: Mapping[str, Any]) -> Section:
                 rows,
             )
         )
-        section.add(Paragraph(_calls(marker)))
+        section.add(Paragraph(f"{_calls(marker)} {_not_predicted(marker)}".strip()))
         if len(marker["sites"]) > 1:
             section.add(_sites(name, marker["sites"]))
         pictures = [Picture(reliability_chart(name, marker["reliability"]), "As the run gives them.")]
@@ -188,13 +191,17 @@ def _markers(results: Mapping[str, Any]) -> Section:
 
 def _calls(marker: Mapping[str, Any]) -> str:
     calls = marker["abstention"]
-    said = (
+    return (
         f"The run made a call for {calls['n_called']} of {plural(calls['n_cases'], 'case')} and was right in "
         f"{calls['n_right']} of them; for the others it abstained."
     )
-    for reason, count in marker["not_predicted"].items():
-        said += f" {plural(count, 'case')} with a known marker stand in none of these figures, {reason}."
-    return said
+
+
+def _not_predicted(marker: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{plural(count, 'case')} with a known marker stand in none of these figures, {reason}."
+        for reason, count in marker["not_predicted"].items()
+    )
 
 
 def _sites(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -136,7 +136,11 @@ def _evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
         number("n", "n"),
         number("in_the_run", "In this run", 3),
     )
-    caption = "Patients from elsewhere, none of whom the run was made with; n counts patients."
+    caption = (
+        "Patients from elsewhere, none of whom the run was made with; n counts patients. Dice here is of the mean of "
+        "all folds' networks, in this run of the one network that had not seen the patient. An AUC depends on the "
+        "patients it is measured on, and the two populations differ: a difference is not of the classifier alone."
+    )
     return Table("evaluations", caption, columns, rows)
 
 
