@@ -11,7 +11,7 @@ from report_run import context, make_config, make_run, parse, read, table, write
 
 from glioma_nas.errors import StorageError
 from glioma_nas.folds import Folds, load_folds
-from glioma_nas.report.further_evidence import applied_stages, read_evidence
+from glioma_nas.report.further_evidence import FurtherEvidence, applied_stages, read_evidence
 from glioma_nas.stages import report
 
 
@@ -80,6 +80,14 @@ def test_other_patients_and_seeds_enter_report_and_checklists(tmp_path: Path) ->
     assert "0.612" in text and "were not tested" not in text
 
 
+@pytest.mark.parametrize("scored", ["segmentation", "markers", None])
+def test_evaluation_counts_as_external_only_where_it_measured_something(scored: str | None) -> None:
+    found = {"segmentation": {}, "markers": {"idh": {"not_measured": "why"}}}
+    some = {"segmentation": {"dice": {"value": 0.6}}, "markers": {"idh": {"metrics": {"auc": {"value": 0.7}}}}}
+    one = found if scored is None else {**found, scored: some[scored]}
+    assert bool(FurtherEvidence((one,)).measured) == (scored is not None)
+
+
 @pytest.mark.parametrize(
     ("key", "change", "message"),
     [
@@ -87,6 +95,9 @@ def test_other_patients_and_seeds_enter_report_and_checklists(tmp_path: Path) ->
         ("evaluations", None, r"holds no validation.json; give the --out of `evaluate`"),
         ("comparisons", None, r"holds no comparison.csv; give the --out of `compare`"),
         ("comparisons", {"seed": 1}, "was made on other folds than this run"),
+        ("comparisons", {"search": {"search_epochs": 77}}, "was made with other settings of search than this run"),
+        ("comparisons", {"train": {"epochs": 77}}, "was made with other settings of train than this run"),
+        ("comparisons", {"strategy": "nni.random"}, "has no row of this run's strategy 'co_search'"),
     ],
 )
 def test_evidence_of_another_run_is_refused(
@@ -94,14 +105,24 @@ def test_evidence_of_another_run_is_refused(
 ) -> None:
     ids = write_preprocess(tmp_path / "preprocess")
     folds = load_folds(tmp_path / "preprocess" / "folds.json")
+    config = make_config(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     if change is not None and key == "evaluations":
         write(other / "validation.json", {**evaluation(tmp_path), **change})
+    elif change is not None and "seed" not in change:
+        comparison(other, tmp_path / "preprocess" / "folds.json")
+        for section in change.keys() & {"search", "train"}:
+            of_other = getattr(config, section).model_copy(update=change[section])
+            text = config.model_copy(update={section: of_other}).to_yaml()
+            (other / "shared" / "config.yaml").write_text(text)
+        if "strategy" in change:
+            rows = (other / "comparison.csv").read_text()
+            (other / "comparison.csv").write_text(rows.replace("co_search", change["strategy"]))
     elif change is not None:
         drawn = tmp_path / "drawn.json"
         Folds(change["seed"], ((tuple(ids[:6]), tuple(ids[6:])), (tuple(ids[6:]), tuple(ids[:6])))).write(drawn)
         comparison(other, drawn)
     given = {"evaluations": (), "comparisons": (), key: (other,)}
     with pytest.raises(StorageError, match=message):
-        read_evidence(given["evaluations"], given["comparisons"], run=tmp_path, folds=folds)
+        read_evidence(given["evaluations"], given["comparisons"], run=tmp_path, config=config, folds=folds)

@@ -1,7 +1,8 @@
 """What other commands found out about a run: `evaluate` on patients from elsewhere, `compare` over further seeds.
 
 The report takes both over where ``report.evaluations`` and ``report.comparisons`` name their folders, and refuses
-those of another run: an evaluation by the manifests of the stages it applied, a comparison by the folds.
+those of another run: an evaluation by the manifests of the stages it applied, a comparison by folds, settings of
+search, training and latency, and the strategy.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from glioma_nas.config import RunConfig, load_config
 from glioma_nas.errors import StorageError
 from glioma_nas.files import read_json, sha256_file
 from glioma_nas.folds import Folds, load_folds
-from glioma_nas.pipeline import MANIFEST
+from glioma_nas.pipeline import CONFIG_FILE, MANIFEST
 from glioma_nas.report.document import (
     Caution,
     Paragraph,
@@ -32,6 +34,14 @@ APPLIED_STAGES = ("preprocess", "search", "train", "classify")
 EVALUATION_FILE = "validation.json"
 COMPARISON_FILE = "comparison.csv"
 _FOLDS = Path("shared") / "preprocess" / "folds.json"
+_CONFIG = Path("shared") / CONFIG_FILE
+# What cannot change a comparison: it trains the networks found alone, on one device and without distillation.
+_APART: Mapping[str, set[str]] = {
+    "search": {"tensorboard"},
+    "train": {"tensorboard", "devices", "baselines", "baseline_options"}
+    | {"kd_weight", "kd_temperature", "kd_direction", "kd_norm"},
+    "latency": {"shared_table"},
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ def applied_stages(run: Path) -> dict[str, str]:
 
 
 def read_evidence(
-    evaluations: Sequence[Path], comparisons: Sequence[Path], *, run: Path, folds: Folds
+    evaluations: Sequence[Path], comparisons: Sequence[Path], *, run: Path, config: RunConfig, folds: Folds
 ) -> FurtherEvidence:
     """Read the folders that `evaluate` and `compare` wrote.
 
@@ -71,6 +81,7 @@ def read_evidence(
         evaluations: Of ``report.evaluations``.
         comparisons: Of ``report.comparisons``.
         run: The run folder.
+        config: Its configuration.
         folds: Its folds.
 
     Raises:
@@ -78,7 +89,7 @@ def read_evidence(
     """
     return FurtherEvidence(
         tuple(_evaluation(folder, run) for folder in evaluations),
-        tuple(_comparison(folder, folds) for folder in comparisons),
+        tuple(_comparison(folder, config, folds) for folder in comparisons),
     )
 
 
@@ -178,7 +189,7 @@ def _evaluation(folder: Path, run: Path) -> Mapping[str, Any]:
     return results
 
 
-def _comparison(folder: Path, folds: Folds) -> pd.DataFrame:
+def _comparison(folder: Path, config: RunConfig, folds: Folds) -> pd.DataFrame:
     file = folder / COMPARISON_FILE
     if not file.is_file():
         raise StorageError(f"report.comparisons: {folder} holds no {COMPARISON_FILE}; give the --out of `compare`")
@@ -187,8 +198,27 @@ def _comparison(folder: Path, folds: Folds) -> pd.DataFrame:
             f"report.comparisons: {folder} was made on other folds than this run; compare with the run's own "
             "configuration"
         )
+    if (folder / _CONFIG).is_file():
+        made_with = load_config(folder / _CONFIG)
+        other = [name for name in _APART if _settings(made_with, name) != _settings(config, name)]
+        if other:
+            raise StorageError(
+                f"report.comparisons: {folder} was made with other settings of {', '.join(other)} than this run; "
+                "compare with the run's own configuration"
+            )
     rows = pd.read_csv(file)
     missing = {"strategy", "seeds", "dice", "dice_low", "dice_high", "latency_ms"} - set(rows.columns)
     if missing:
         raise StorageError(f"{file}: column {', '.join(sorted(missing))} missing; run `glioma-nas compare` again")
+    if config.search.strategy not in set(rows.strategy):
+        raise StorageError(
+            f"report.comparisons: {folder} has no row of this run's strategy '{config.search.strategy}'; name it in "
+            "`glioma-nas compare --strategies`"
+        )
     return rows
+
+
+def _settings(config: RunConfig, section: str) -> dict[str, Any]:
+    """Return a section without what cannot change a comparison; files count by their names, for a run can be moved."""
+    settings = getattr(config, section).model_dump(exclude=_APART[section])
+    return {key: value.name if isinstance(value, Path) else value for key, value in settings.items()}

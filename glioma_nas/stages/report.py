@@ -53,6 +53,7 @@ def run(context: StageContext) -> dict[str, Any]:
             config.report.evaluations,
             config.report.comparisons,
             run=context.inputs["preprocess"].parent,
+            config=config,
             folds=records.cohort.folds,
         )
         summaries = segmentation_section.summarise(records, config)
