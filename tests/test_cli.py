@@ -80,8 +80,8 @@ def test_mistake_in_the_configuration_exits_2_with_one_line(tmp_path: Path) -> N
     assert done.returncode == 2
     assert done.stderr.strip() == (
         "error: run.yaml: unknown key 'trian': did you mean 'train'? Allowed: "
-        "augmentation, classify, cohort, device, export, folds, latency, plugins, preprocess, report, search, seed, "
-        "train."
+        "augmentation, classify, cohort, device, export, folds, latency, plugins, preprocess, report, search, "
+        "search_for_another_device, seed, train."
     )
 
 

@@ -99,9 +99,9 @@ class NormedKernels(ModelSpace):
         super().__init__()
         kernel = nni.choice("kernel", [1, 3, 5])
         channels = nni.choice("channels", [4, 8])
-        self.first = MutableConv2d(1, channels, kernel, padding=kernel // 2, bias=False)
+        self.first = MutableConv2d(1, channels, kernel, padding=kernel // 2)
         self.first_norm = MutableBatchNorm2d(channels)
-        self.depthwise = MutableConv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.depthwise = MutableConv2d(channels, channels, 3, padding=1, groups=channels)
         self.depthwise_norm = MutableBatchNorm2d(channels)
         self.head = MutableLinear(channels, 10)
 

@@ -60,7 +60,7 @@ def install_without_pip(folder: Path) -> None:
 def plugin_of_the_page(folder: Path) -> Path:
     """Save the operator that docs/plugins.md shows, under the name of another plugin file, which it must not shadow."""
     found = re.search(
-        r'```python title="wide_pool.py"\n(.*?)```', (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL
+        r'```python title="[^"]*saved as a file[^"]*"\n(.*?)```', (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL
     )
     assert found is not None
     folder.mkdir()

@@ -161,6 +161,7 @@ for (let box = canvas; box && !given; box = box.parentElement) {
     const key = Object.keys(box).find(name => /^__react(Fiber|InternalInstance)/.test(name));
     for (let node = key && box[key]; node && !given; node = node.return) {
         given = node.memoizedProps && node.memoizedProps.option;
+        given = given && Array.isArray(given.series) ? given : undefined;
     }
 }
 const scale = canvas.width / canvas.clientWidth, top = Math.ceil(45 * scale);

@@ -89,7 +89,7 @@ def search(prepared: Path, folder: Path, latency_weight: float) -> Mapping[str, 
 @pytest.fixture(scope="module")
 def results(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, Mapping[str, Any]]:
     folder = tmp_path_factory.mktemp("searches")
-    return {weight: search(prepared, folder / str(weight), weight) for weight in (0.0, 0.0001, 0.003)}
+    return {weight: search(prepared, folder / str(weight), weight) for weight in (0.0, 0.0003, 0.003)}
 
 
 def test_useless_operator_is_avoided_by_its_loss_alone(results: dict[float, Mapping[str, Any]]) -> None:
@@ -99,8 +99,8 @@ def test_useless_operator_is_avoided_by_its_loss_alone(results: dict[float, Mapp
 
 
 def test_slow_twin_of_an_operator_is_avoided_once_latency_counts(results: dict[float, Mapping[str, Any]]) -> None:
-    for weight, share in ((0.0001, 0.8), (0.003, 0.5)):
-        assert results[weight]["alpha"]["planted_slow"] < share * results[weight]["alpha"]["conv3x3"]
+    for weight in (0.0003, 0.003):
+        assert results[weight]["alpha"]["planted_slow"] < 0.5 * results[weight]["alpha"]["conv3x3"]
     assert "planted_slow" not in results[0.003]["used"]
 
 
