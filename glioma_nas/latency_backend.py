@@ -23,7 +23,7 @@ from glioma_nas.errors import BackendError, did_you_mean
 from glioma_nas.files import read_bytes, write_bytes
 from glioma_nas.latency_devices import cpu_clock_mhz, cpu_name
 from glioma_nas.latency_records import Environment, LatencyRecord, Shape
-from glioma_nas.latency_timing import TOLERANCE, check_runs, summarise, time_until_stable
+from glioma_nas.latency_timing import TOLERANCE, check_runs, time_until_stable
 
 Array = NDArray[np.float32]
 
@@ -169,13 +169,7 @@ class LatencyBackend(ABC):
         check_runs(warmup_runs, runs)
         engine = self.prepare(module, input_shapes, threads=threads)
         taken = time_until_stable(engine, warmup_runs=warmup_runs, runs=runs, max_runs=max_runs, tolerance=tolerance)
-        return summarise(
-            taken.times_ms,
-            warmup_runs=warmup_runs,
-            input_shapes=input_shapes,
-            clock_mhz=self.clock_mhz(),
-            disturbed=taken.disturbed,
-        )
+        return taken.record(warmup_runs=warmup_runs, input_shapes=input_shapes, clock_mhz=self.clock_mhz())
 
     def _require_precision(self) -> None:
         lacking = self.lacking()

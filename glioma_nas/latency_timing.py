@@ -42,6 +42,18 @@ class Times:
     times_ms: list[float]
     disturbed: float | None
 
+    def record(
+        self, *, warmup_runs: int, input_shapes: Sequence[Shape], clock_mhz: float | None = None
+    ) -> LatencyRecord:
+        """Reduce the times, with the share of disturbed calls; see `summarise`."""
+        return summarise(
+            self.times_ms,
+            warmup_runs=warmup_runs,
+            input_shapes=input_shapes,
+            clock_mhz=clock_mhz,
+            disturbed=self.disturbed,
+        )
+
 
 class Timed(Protocol):
     """What can be timed."""

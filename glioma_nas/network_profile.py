@@ -16,7 +16,7 @@ from glioma_nas.architecture import Architecture
 from glioma_nas.errors import BackendError
 from glioma_nas.latency_backend import Engine, LatencyBackend
 from glioma_nas.latency_records import Environment, LatencyRecord, LatencyTable
-from glioma_nas.latency_timing import summarise, time_until_stable
+from glioma_nas.latency_timing import time_until_stable
 from glioma_nas.onnx_export import OUTPUT_NAME
 
 ELSEWHERE = "layout and others"
@@ -95,13 +95,7 @@ def profile_network(
     shape = (1, layout.in_channels, layout.image_size_px, layout.image_size_px)
     engine = backend.prepare(space.derive(architecture), [shape], threads=threads)
     taken = time_until_stable(engine, warmup_runs=warmup_runs, runs=runs, max_runs=max_runs)
-    whole = summarise(
-        taken.times_ms,
-        warmup_runs=warmup_runs,
-        input_shapes=[shape],
-        clock_mhz=backend.clock_mhz(),
-        disturbed=taken.disturbed,
-    )
+    whole = taken.record(warmup_runs=warmup_runs, input_shapes=[shape], clock_mhz=backend.clock_mhz())
     specs = space.network_specs(architecture)
     names = ["stem", *(step.name for step in plan.steps), "head"]
     times = part_times(engine.layer_times_ms(runs), names)

@@ -13,7 +13,7 @@ from torch import nn
 from glioma_nas import registry
 from glioma_nas.latency_backend import LatencyBackend
 from glioma_nas.latency_records import LatencyRecord
-from glioma_nas.latency_timing import Ratio, ratio, summarise, time_in_turns
+from glioma_nas.latency_timing import Ratio, ratio, time_in_turns
 from glioma_nas.network_size import network_size
 from glioma_nas.progress import Progress
 
@@ -79,13 +79,7 @@ def operator_costs(
     }
     rows = []
     for name, module in modules.items():
-        record = summarise(
-            taken[name].times_ms,
-            warmup_runs=warmup_runs,
-            input_shapes=[INPUT_SHAPE],
-            clock_mhz=clock_mhz,
-            disturbed=taken[name].disturbed,
-        )
+        record = taken[name].record(warmup_runs=warmup_runs, input_shapes=[INPUT_SHAPE], clock_mhz=clock_mhz)
         size = network_size(module, INPUT_SHAPE)
         rows.append(
             OperatorCost(

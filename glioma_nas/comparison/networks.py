@@ -12,7 +12,7 @@ from torch import nn
 from glioma_nas.comparison.cells import Cell
 from glioma_nas.config import RunConfig
 from glioma_nas.latency_backend import open_backend
-from glioma_nas.latency_timing import summarise, time_in_turns
+from glioma_nas.latency_timing import time_in_turns
 from glioma_nas.network_size import network_size
 from glioma_nas.pipeline import StageContext
 from glioma_nas.prepared import PreparedCohort
@@ -90,13 +90,7 @@ def timed_networks(
     clock_mhz = backend.clock_mhz()
     rows = {}
     for name in engines:
-        record = summarise(
-            taken[name].times_ms,
-            warmup_runs=warmup_runs,
-            input_shapes=[shape],
-            clock_mhz=clock_mhz,
-            disturbed=taken[name].disturbed,
-        )
+        record = taken[name].record(warmup_runs=warmup_runs, input_shapes=[shape], clock_mhz=clock_mhz)
         size = network_size(networks[name], shape)
         rows[name] = {
             "latency_ms": record.median_ms,

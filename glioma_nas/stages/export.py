@@ -24,7 +24,7 @@ from glioma_nas.export_formats import ExportRequest, export_file, is_reduced, ju
 from glioma_nas.files import sha256_file, write_bytes, write_json, write_text
 from glioma_nas.latency_backend import Array, Engine, open_backend, open_onnx_backend
 from glioma_nas.latency_records import Environment
-from glioma_nas.latency_timing import ratio, summarise, time_in_turns
+from glioma_nas.latency_timing import ratio, time_in_turns
 from glioma_nas.model_card import CardFacts, model_card
 from glioma_nas.monai_bundle import write_bundle
 from glioma_nas.network_size import network_size
@@ -259,13 +259,7 @@ def measure_networks(
     clock_mhz = backend.clock_mhz()
     rows = {}
     for name, network in networks.items():
-        record = summarise(
-            taken[name].times_ms,
-            warmup_runs=warmup_runs,
-            input_shapes=[shape],
-            clock_mhz=clock_mhz,
-            disturbed=taken[name].disturbed,
-        )
+        record = taken[name].record(warmup_runs=warmup_runs, input_shapes=[shape], clock_mhz=clock_mhz)
         size = network_size(network, shape)
         relative = ratio(taken[name].times_ms, taken[reference].times_ms)
         rows[name] = {
