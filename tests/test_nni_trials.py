@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,8 +105,28 @@ def test_co_search_survives_its_manager_and_shows_in_the_web_ui(nni: Nni, tmp_pa
     assert set(table[0]) == {"strategy", "trialJobId", "intermediate", *FINAL_KEYS}
     assert {row["strategy"] for row in table} == {"co_search", "nni.gumbel_darts"}
     assert all(row["intermediate"].count('"epoch"') == 6 for row in table)
-    rows = [(row["stage"], row["epoch"]) for row in json.loads(epochs.read_text())]
-    assert rows == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]  # none done twice
+    as_if_never_interrupted(experiment, epochs.parent, tmp_path / "reference", nni)
+
+
+def as_if_never_interrupted(experiment: Path, resumed: Path, folder: Path, nni: Nni) -> None:
+    """Run a trial's parameters again elsewhere, without an interruption, and compare all but what a clock measured."""
+    folder.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from nni.runtime import trial_command_channel as nni_side; "
+        "from tests.test_nni_trial_run import OneTrial; nni_side._channel = OneTrial({'strategy': 'co_search'}); "
+        "from glioma_nas.nni_experiments.trial_process import main; sys.exit(main(Path(sys.argv[1])))"
+    )
+    places = {"GLIOMA_NAS_NNI_TRIALS": str(folder / "trials"), "NNI_OUTPUT_DIR": str(folder)}
+    command = [sys.executable, "-c", code, str(experiment / "code" / "trial.yaml")]
+    subprocess.run(command, env={**nni.environment, **places}, check=True, timeout=600)
+    straight = folder / "trials" / resumed.name  # found by the hash of its parameters
+    kinds = [(row["stage"], row["epoch"]) for row in json.loads((resumed / "epochs.json").read_text())]
+    assert kinds == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]  # none done twice
+    for name in ("search/student.json", "search/teacher.json", "search/probabilities.json", "epochs.json"):
+        assert json.loads((resumed / name).read_text()) == json.loads((straight / name).read_text()), name
+    results = [json.loads((found / "result.json").read_text()) for found in (resumed, straight)]
+    first, second = ({k: v for k, v in result.items() if not k.startswith("latency")} for result in results)
+    assert first == second
 
 
 def trial_processes(trial_id: str) -> list[psutil.Process]:
