@@ -245,6 +245,8 @@ def run_cli(config: Path, out: Path, *, command: str = "run") -> subprocess.Pope
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # A shell starts what runs in the background with the interrupt ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
